@@ -1,0 +1,265 @@
+"""A recipe: everything one training run needs, as TOML.
+
+    name = "tinystories"
+
+    [model]
+    preset = "k2-nano"          # and any ModelConfig field, to change it
+    [data]
+    path = "train.txt"
+    [train]
+    steps = 1000
+
+`a.b=c` overrides change single values (`train.steps=50`, `model.hidden_size=128`). A key that does not exist is an
+error naming the nearest one that does.
+"""
+
+from __future__ import annotations
+
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from moonlet.config.model import ModelConfig, field_names
+from moonlet.config.nearest import unknown
+from moonlet.config.presets import preset
+
+
+@dataclass(frozen=True)
+class TokenizerSettings:
+    """Which tokenizer the run trains or reads."""
+
+    kind: str = "bpe"  # "bpe" or "byte"
+    vocab_size: int = 4096  # ids, specials included (bpe)
+    path: str = ""  # a folder with a trained tokenizer to use instead of training one
+    train_megabytes: float = 8.0  # how much of the training text the tokenizer is trained on
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """What the run reads."""
+
+    kind: str = "story"  # "story", the built-in synthetic world, or "text"
+    path: str = ""  # text: a .txt file, documents between <|endoftext|> lines
+    valid: str = ""  # text: validation file; empty: `valid_fraction` of `path`
+    valid_fraction: float = 0.1
+    megabytes: float = 10.0  # story: size of the training text
+    valid_stories: int = 500  # story
+    seed: int = 0
+    cache: str = ""  # where prepared shards lie; empty: inside the run folder
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """The loop. A step is one change of the weights; a batch is counted in sequences of `seq_len` tokens."""
+
+    steps: int = 0  # how many; 0: as many as fit into `minutes`
+    minutes: float = 0.0  # time budget; the schedule starts to decay in time to end with it
+    seq_len: int = 256
+    batch_size: int = 32  # sequences a step
+    micro_batch_size: int = 0  # sequences at once (gradient accumulation); 0: batch_size
+    grad_clip: float = 1.0  # largest global gradient norm; 0: off
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "auto"  # compute dtype; "auto": probed
+    threads: int = 0  # CPU threads; 0: all cores
+    log_every: int = 1
+    eval_every: int = 100  # steps; 0: only at the end
+    eval_bytes: int = 60_000  # validation text read at each evaluation (0: all); the last one reads all
+    sample_every: int = 100  # steps; 0: only at the end
+    sample_tokens: int = 120
+    save_every: int = 100  # steps; 0: only at the end
+    keep_last: int = 2  # checkpoints kept
+
+
+@dataclass(frozen=True)
+class OptimSettings:
+    """The optimizer and its schedule."""
+
+    kind: str = "adamw"
+    lr: float = 2e-3  # peak
+    min_lr: float = 0.0  # at the end, as a fraction of the peak
+    warmup_steps: int = 20
+    schedule: str = "wsd"  # "wsd": constant, then decay; "cosine"; "constant"
+    decay_fraction: float = 0.4  # wsd: the last part of the run, over which the rate falls
+    decay_shape: str = "linear"  # wsd: "linear" or "1-sqrt"
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    bias_update_speed: float = 1e-3  # expert balance: size of the sign step on e_score_correction_bias
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run. `model` is the resolved configuration; its vocab_size follows the tokenizer."""
+
+    name: str = "run"
+    model: ModelConfig = field(default_factory=lambda: preset("k2-nano"))
+    tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    prompts: tuple[str, ...] = ("Once upon a time", "One day", "There was a little")
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as nested plain values, complete, ready for TOML or JSON."""
+        out: dict[str, Any] = {"name": self.name, "prompts": list(self.prompts)}
+        out["model"] = {k: v for k, v in self.model.to_dict().items() if k in field_names() and v is not None}
+        for section in ("tokenizer", "data", "train", "optim"):
+            settings = getattr(self, section)
+            out[section] = {f.name: getattr(settings, f.name) for f in fields(settings)}
+        return out
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read the TOML recipe at `path` and apply `a.b=c` overrides.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not TOML, an unknown key, or an impossible value.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no recipe at {path}")
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from None
+    try:
+        return recipe_from_dict(data, overrides)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def recipe_from_dict(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """Build a Recipe from nested plain values and `a.b=c` overrides."""
+    merged: dict[str, Any] = {key: dict(value) if isinstance(value, Mapping) else value for key, value in data.items()}
+    for override in overrides:
+        _apply(merged, override)
+    hints = typing.get_type_hints(Recipe)
+    values: dict[str, Any] = {}
+    for key, value in merged.items():
+        if key not in hints:
+            raise unknown("recipe key", key, _all_keys())
+        if key == "model":
+            values[key] = _read_model(_table(key, value))
+        elif is_dataclass(hints[key]):
+            values[key] = _read_section(key, typing.cast(type, hints[key]), _table(key, value))
+        else:
+            values[key] = _convert(key, hints[key], value)
+    return Recipe(**values)
+
+
+def _table(name: str, value: object) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name} is {value!r}; it must be a table, [{name}]")
+    return value
+
+
+def _read_model(data: Mapping[str, Any]) -> ModelConfig:
+    given = dict(data)
+    base = preset(given.pop("preset", "k2-nano"))
+    valid = field_names()
+    hints = typing.get_type_hints(ModelConfig)
+    for name in given:
+        if name not in valid:
+            raise unknown("recipe key", f"model.{name}", _all_keys())
+        if name != "rope_scaling":
+            given[name] = _convert(f"model.{name}", hints[name], given[name])
+    return base.replace(**given)
+
+
+def _read_section(section: str, kind: type, data: Mapping[str, Any]) -> object:
+    hints = typing.get_type_hints(kind)
+    for name in data:
+        if name not in hints:
+            raise unknown("recipe key", f"{section}.{name}", _all_keys())
+    return kind(**{name: _convert(f"{section}.{name}", hints[name], value) for name, value in data.items()})
+
+
+def _all_keys() -> list[str]:
+    keys = ["name", "prompts", "model.preset", *(f"model.{name}" for name in field_names())]
+    for section, kind in (
+        ("tokenizer", TokenizerSettings), ("data", DataSettings), ("train", TrainSettings), ("optim", OptimSettings)
+    ):  # fmt: skip
+        keys += [f"{section}.{f.name}" for f in fields(kind)]
+    return keys
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    """Set one `a.b=c` in `data`; c is read as TOML, and as a plain string where it is not TOML."""
+    key, sign, text = override.partition("=")
+    key = key.strip()
+    if not sign or not key:
+        raise ValueError(f"override {override!r} is not of the form a.b=c")
+    if key not in _all_keys() and not key.startswith("model.rope_scaling."):
+        raise unknown("recipe key", key, _all_keys())
+    try:
+        value = tomllib.loads(f"v = {text.strip()}")["v"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    *sections, last = key.split(".")
+    table = data
+    for section in sections:
+        table = table.setdefault(section, {})
+    table[last] = value
+
+
+def _convert(name: str, hint: Any, value: Any) -> Any:
+    """Check `value` against a field's type, turning whole numbers into floats where a float is wanted."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None or value == "null":
+            return None
+        return _convert(name, next(a for a in args if a is not type(None)), value)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"{name} is {value!r}; it must be a list")
+        if args[-1] is not Ellipsis and len(value) != len(args):
+            raise ValueError(f"{name} has {len(value)} entries; it must have {len(args)}")
+        return tuple(_convert(name, args[0], item) for item in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ValueError(f"{name} is {value!r}; it must be of type {hint.__name__}")
+    return value
+
+
+def _check(recipe: Recipe) -> None:
+    """Refuse impossible values, naming both numbers."""
+    t, o, d = recipe.train, recipe.optim, recipe.data
+    choices = (
+        ("tokenizer.kind", recipe.tokenizer.kind, ("bpe", "byte")),
+        ("data.kind", d.kind, ("story", "text")),
+        ("optim.kind", o.kind, ("adamw",)),
+        ("optim.schedule", o.schedule, ("wsd", "cosine", "constant")),
+        ("optim.decay_shape", o.decay_shape, ("linear", "1-sqrt")),
+        ("train.dtype", t.dtype, ("auto", "float32", "bfloat16")),
+    )
+    for name, value, valid in choices:
+        if value not in valid:
+            raise ValueError(f"{name} is {value!r}; valid: {', '.join(valid)}")
+    if d.kind == "text" and not d.path:
+        raise ValueError('data.kind is "text" and data.path is empty; give data.path=FILE')
+    if t.steps <= 0 and t.minutes <= 0:
+        raise ValueError("train.steps and train.minutes are both 0; give one of them")
+    if t.steps <= 0 and o.schedule == "cosine":
+        raise ValueError("optim.schedule is 'cosine', which needs train.steps; with train.minutes use 'wsd'")
+    micro = t.micro_batch_size or t.batch_size
+    if t.batch_size < 1 or micro < 1 or t.batch_size % micro:
+        raise ValueError(f"train.batch_size {t.batch_size} is not a multiple of train.micro_batch_size {micro}")
+    if not 1 <= t.seq_len <= recipe.model.max_position_embeddings:
+        limit = recipe.model.max_position_embeddings
+        raise ValueError(f"train.seq_len is {t.seq_len}; it must lie in 1..{limit}, model.max_position_embeddings")
+    if not 0 < d.valid_fraction < 1:
+        raise ValueError(f"data.valid_fraction is {d.valid_fraction}; it must lie between 0 and 1")
+    if not 0 <= o.decay_fraction <= 1:
+        raise ValueError(f"optim.decay_fraction is {o.decay_fraction}; it must lie in 0..1")
+    if t.keep_last < 1:
+        raise ValueError(f"train.keep_last is {t.keep_last}; it must be at least 1")
