@@ -1,0 +1,62 @@
+"""The one place where an implementation is chosen.
+
+Each op registers its implementations by name; the op's own function says which suits its inputs, and `force` (or the
+environment variable MOONLET_OPS, as in "attention=reference,experts=reference") overrides that choice.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_implementations: dict[str, dict[str, Callable[..., Any]]] = {}
+_forced: dict[str, str] = {}
+
+
+def register(op: str, name: str) -> Callable[[F], F]:
+    """Decorator: make the function the implementation `name` of `op`."""
+
+    def add(function: F) -> F:
+        _implementations.setdefault(op, {})[name] = function
+        return function
+
+    return add
+
+
+def implementation(op: str, choice: str) -> Callable[..., Any]:
+    """Return the implementation `choice` of `op`, or the one forced instead."""
+    return _implementations[op][_forced.get(op, choice)]
+
+
+def names(op: str) -> list[str]:
+    """Names of the implementations of `op`."""
+    return sorted(_implementations.get(op, {}))
+
+
+@contextmanager
+def force(op: str, name: str) -> Iterator[None]:
+    """Use `name` for every call of `op` inside the block, whatever its inputs."""
+    if name not in _implementations.get(op, {}):
+        raise ValueError(f"op {op!r} has no implementation {name!r}; valid: {', '.join(names(op)) or 'none'}")
+    before = _forced.get(op)
+    _forced[op] = name
+    try:
+        yield
+    finally:
+        if before is None:
+            del _forced[op]
+        else:
+            _forced[op] = before
+
+
+def _read_environment() -> None:
+    for item in filter(None, os.environ.get("MOONLET_OPS", "").split(",")):
+        op, _, name = item.partition("=")
+        _forced[op.strip()] = name.strip()
+
+
+_read_environment()

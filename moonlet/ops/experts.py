@@ -1,0 +1,153 @@
+"""Routed experts: y_n = sum_a w_na down_e (silu(gate_e x_n) * up_e x_n), with e = index[n, a].
+
+`reference` is that sum, expert by expert. `sorted` lays the tokens out by expert once, each expert's rows padded to a
+multiple of a fixed count: a CPU's matrix library builds a kernel for every row count it has not met, at ten times the
+cost of the product itself. It has a backward of its own, which gathers where autograd would add into duplicates.
+`few` suits the handful of tokens of a decode step.
+
+N tokens, A experts a token, E experts, D hidden size, I expert width, M padded rows.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moonlet.ops.dispatch import implementation, register
+
+
+def experts(x: Tensor, gate_up: Tensor, down: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """Mix each token's experts.
+
+    Args:
+        x: [N, D], compute dtype.
+        gate_up: [E, 2I, D], any float dtype, cast to x's; gate in the first I rows, up in the rest.
+        down: [E, D, I].
+        index: int64 [N, A], each in 0..E-1.
+        weight: fp32 [N, A].
+
+    Returns:
+        [N, D] in x's dtype.
+    """
+    return implementation("experts", _choose(x, gate_up, index))(  # type: ignore[no-any-return]
+        x, gate_up.to(x.dtype), down.to(x.dtype), index, weight
+    )
+
+
+def _choose(x: Tensor, gate_up: Tensor, index: Tensor) -> str:
+    if index.numel() <= 32 and not (torch.is_grad_enabled() and (x.requires_grad or gate_up.requires_grad)):
+        return "few"
+    return "sorted"
+
+
+@register("experts", "reference")
+def reference(x: Tensor, gate_up: Tensor, down: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """The law: one expert after the other, summed in fp32."""
+    y = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+    for e in range(gate_up.shape[0]):
+        token, slot = torch.where(index == e)
+        gate, up = F.linear(x[token], gate_up[e]).chunk(2, -1)
+        out = F.linear(F.silu(gate) * up, down[e])
+        y = y.index_add(0, token, out.float() * weight[token, slot, None])
+    return y.to(x.dtype)
+
+
+@register("experts", "few")
+def few(x: Tensor, gate_up: Tensor, down: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """A product a token and expert, without layout work; no gradient."""
+    rows = []
+    half = down.shape[2]
+    for n, (chosen, weights) in enumerate(zip(index.tolist(), weight.tolist(), strict=True)):
+        row = x[n : n + 1]  # (1, D)
+        y = None
+        for e, w in zip(chosen, weights, strict=True):
+            h = F.linear(row, gate_up[e])  # (1, 2I)
+            out = F.linear(F.silu(h[:, :half]) * h[:, half:], down[e])
+            y = out * w if y is None else torch.add(y, out, alpha=w)
+        rows.append(y if y is not None else torch.zeros_like(row))
+    return torch.cat(rows) if len(rows) != 1 else rows[0]
+
+
+@register("experts", "sorted")
+def sorted_experts(x: Tensor, gate_up: Tensor, down: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """Tokens sorted by expert once, padded segments, own backward."""
+    return _Sorted.apply(x, gate_up, down, index, weight)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class _Layout:
+    """Where each token's copies lie in a buffer ordered by expert, every expert's segment a multiple of `pad` rows."""
+
+    def __init__(self, index: Tensor, n_experts: int) -> None:
+        flat = index.reshape(-1)  # (N*A)
+        copies = flat.numel()
+        pad = 128 if copies >= 128 * n_experts else 16
+        order = torch.argsort(flat, stable=True)
+        count = torch.bincount(flat, minlength=n_experts)  # (E)
+        padded = (count + pad - 1) // pad * pad
+        shift = (padded.cumsum(0) - padded) - (count.cumsum(0) - count)  # (E): padding rows before an expert
+        row = torch.arange(copies, device=flat.device) + shift[flat[order]]
+        self.place = torch.empty_like(flat)  # (N*A): row of each token's copy
+        self.place[order] = row
+        ends = padded.cumsum(0).tolist()
+        self.segments = [(e, a, b) for e, (a, b) in enumerate(zip([0, *ends], ends, strict=False)) if a < b]
+        self.rows = ends[-1]
+        # Padding rows repeat token 0; their weight is zero, so they reach neither the output nor a gradient.
+        self.token = torch.zeros(self.rows, dtype=torch.int64, device=flat.device)
+        self.token[row] = order // index.shape[1]
+
+
+class _Sorted(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, gate_up, down, index, weight):  # type: ignore[no-untyped-def]
+        layout = _Layout(index, gate_up.shape[0])
+        N, A = index.shape
+        D, I = down.shape[1:]
+        xs = x.index_select(0, layout.token)  # (M, D)
+        h = xs.new_empty(layout.rows, 2 * I)
+        a = xs.new_empty(layout.rows, I)
+        ys = xs.new_empty(layout.rows, D)
+        for e, lo, hi in layout.segments:
+            torch.mm(xs[lo:hi], gate_up[e].t(), out=h[lo:hi])
+            torch.mul(F.silu(h[lo:hi, :I]), h[lo:hi, I:], out=a[lo:hi])
+            torch.mm(a[lo:hi], down[e].t(), out=ys[lo:hi])
+        y = _combine(ys, layout.place, weight, N, A)
+        ctx.layout = layout
+        ctx.save_for_backward(xs, h, a, gate_up, down, weight)
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):  # type: ignore[no-untyped-def]
+        xs, h, a, gate_up, down, weight = ctx.saved_tensors
+        layout: _Layout = ctx.layout
+        (N, A), I = weight.shape, down.shape[2]
+        ws = weight.new_zeros(layout.rows)
+        ws[layout.place] = weight.reshape(-1)
+        wc = ws.to(dy.dtype)[:, None]  # (M, 1), zero on padding
+        dys = dy.contiguous().index_select(0, layout.token)  # (M, D), not yet weighted
+        d_gate_up, d_down = torch.zeros_like(gate_up), torch.zeros_like(down)
+        d_ws = torch.empty_like(ws)
+        dh = torch.empty_like(h)
+        dxs = torch.empty_like(xs)
+        for e, lo, hi in layout.segments:
+            gate, up = h[lo:hi, :I], h[lo:hi, I:]
+            da = torch.mm(dys[lo:hi], down[e])  # (m, I), not yet weighted
+            torch.mm(dys[lo:hi].t(), a[lo:hi] * wc[lo:hi], out=d_down[e])
+            torch.sum(da.mul(a[lo:hi]).float(), -1, out=d_ws[lo:hi])
+            da *= wc[lo:hi]
+            torch.mul(da, F.silu(gate), out=dh[lo:hi, I:])
+            dh[lo:hi, :I] = torch.ops.aten.silu_backward(da.mul_(up), gate)
+            torch.mm(dh[lo:hi].t(), xs[lo:hi], out=d_gate_up[e])
+            torch.mm(dh[lo:hi], gate_up[e], out=dxs[lo:hi])
+        dx = dxs.index_select(0, layout.place).view(N, A, -1).sum(1)
+        d_weight = d_ws[layout.place].view(N, A)
+        return dx, d_gate_up, d_down, None, d_weight
+
+
+def _combine(ys: Tensor, place: Tensor, weight: Tensor, N: int, A: int) -> Tensor:
+    """Sum over a of weight[n, a] ys[place[n, a]], in ys's dtype. [N, D]"""
+    place, w = place.view(N, A), weight.to(ys.dtype)
+    y = ys.index_select(0, place[:, 0]).mul_(w[:, :1])
+    for slot in range(1, A):
+        y.addcmul_(ys.index_select(0, place[:, slot]), w[:, slot : slot + 1])
+    return y
