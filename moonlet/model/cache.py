@@ -1,0 +1,83 @@
+"""What a model remembers of the tokens it has read: an argument of forward, never a buffer inside a module.
+
+MLA keeps, for each position, its normed latent and the one rotated key all heads share: R + P numbers, not
+2 H K. A layer of another kind (a recurrent state, say) adds its own class beside LatentCache.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class LatentCache:
+    """One MLA layer's entries, [B, max_len, R + P]."""
+
+    def __init__(self, entries: Tensor) -> None:
+        self.entries = entries
+
+    def append(self, new: Tensor, start: int | Tensor) -> Tensor:
+        """Write `new` [B, T, R+P] behind `start` entries (int, or int64 [B]) and return all entries so far.
+
+        Where rows differ in length the result holds the longest row's positions; shorter rows' tails are stale, and
+        causal attention with the same `start` does not see them.
+        """
+        T = new.shape[1]
+        if isinstance(start, int):
+            self.entries[:, start : start + T] = new
+            return self.entries[:, : start + T]
+        rows = torch.arange(new.shape[0], device=new.device)[:, None]
+        self.entries[rows, start[:, None] + torch.arange(T, device=new.device)] = new
+        return self.entries[:, : int(start.max()) + T]
+
+    def rows(self, first: int, last: int) -> LatentCache:
+        return LatentCache(self.entries[first:last])
+
+
+class Cache:
+    """A model's memory for `batch` independent texts of up to `max_len` tokens each.
+
+    `lengths` (int64 [B], on the CPU) counts the tokens each row holds. Reading a row of length n never touches
+    entries beyond n, so a row is emptied by setting its length to zero.
+    """
+
+    def __init__(self, layers: list[LatentCache], lengths: Tensor, max_len: int) -> None:
+        self.layers = layers
+        self.lengths = lengths
+        self.max_len = max_len
+
+    @property
+    def batch(self) -> int:
+        """Number of rows."""
+        return self.lengths.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes the cache holds."""
+        return sum(layer.entries.numel() * layer.entries.element_size() for layer in self.layers)
+
+    def start(self, device: torch.device) -> int | Tensor:
+        """Tokens before the next one: an int where all rows agree, else int64 [B] on `device`."""
+        lengths = self.lengths.tolist()
+        return lengths[0] if min(lengths) == max(lengths) else self.lengths.to(device)
+
+    def check_room(self, tokens: int) -> None:
+        """Raise ValueError unless every row has room for `tokens` more."""
+        longest = int(self.lengths.max())
+        if longest + tokens > self.max_len:
+            raise ValueError(
+                f"the cache holds {longest} tokens and has room for {self.max_len}; {tokens} more do not fit: "
+                "make it with a larger max_len"
+            )
+
+    def advance(self, tokens: int) -> None:
+        """Count `tokens` more in every row."""
+        self.lengths += tokens
+
+    def rows(self, first: int, last: int) -> Cache:
+        """A view of rows first .. last - 1, sharing memory: what is written through it is written here."""
+        return Cache([layer.rows(first, last) for layer in self.layers], self.lengths[first:last], self.max_len)
+
+    def empty_row(self, row: int) -> None:
+        """Forget what row `row` holds."""
+        self.lengths[row] = 0

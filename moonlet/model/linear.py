@@ -1,0 +1,26 @@
+"""A linear map without bias whose weight is cast to its input's dtype.
+
+Master weights stay fp32 while activations flow in the compute dtype: the cast sits here, in the forward, and autograd
+casts the gradient back on its way to the master.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Linear(nn.Module):
+    """y = x W^T, with `weight` [out, in]."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out] in x's dtype."""
+        return F.linear(x, self.weight.to(x.dtype))
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[1]} -> {self.weight.shape[0]}"

@@ -1,0 +1,105 @@
+"""Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434; as in Kimi-K2, arXiv 2507.20534).
+
+    c_q = norm(x W_qa),  q = c_q W_qb = [q_nope | q_rope] a head         (or q = x W_q without q_lora)
+    [c | k_rope] = x W_kva,  c = norm(c)                                 c: R wide;  k_rope: one key for all heads
+    [k_nope | v] = c W_kvb a head,  k = [k_nope | rope(k_rope)]
+    y = softmax(q k^T scale) v W_o
+
+Only c and the turned k_rope are cached. Expanded: k and v are formed from c, best for many queries. Absorbed: W_kvb's
+key half moves into the query and its value half behind the attention, so that every head attends to the cached
+entries themselves, best for the few queries of a decode step. Both give the same numbers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from moonlet.config import ModelConfig
+from moonlet.model.cache import LatentCache
+from moonlet.model.linear import Linear
+from moonlet.model.norm import LATENT_EPS, RMSNorm
+from moonlet.model.rope import Rotation, rotate
+from moonlet.ops.attention import attention
+
+# Up to this many new tokens on top of a cache are attended to in absorbed form. The absorbed product costs R + P a
+# head and key against K + P, but needs no expansion of the S cached entries.
+ABSORB_UP_TO = 8
+
+
+class MLA(nn.Module):
+    """Token mixing of Kimi-K2, Moonlight and DeepSeek-V3. Parameter names are the checkpoint's."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.K, self.P, self.V = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
+        self.R = config.kv_lora_rank
+        self.scale = config.softmax_scale
+        D, H = config.hidden_size, self.heads
+        if config.q_lora_rank is None:
+            self.q_proj = Linear(D, H * (self.K + self.P))
+        else:
+            self.q_a_proj = Linear(D, config.q_lora_rank)
+            self.q_a_layernorm = RMSNorm(config.q_lora_rank, LATENT_EPS)
+            self.q_b_proj = Linear(config.q_lora_rank, H * (self.K + self.P))
+        self.kv_a_proj_with_mqa = Linear(D, self.R + self.P)
+        self.kv_a_layernorm = RMSNorm(self.R, LATENT_EPS)
+        self.kv_b_proj = Linear(self.R, H * (self.K + self.V))
+        self.o_proj = Linear(H * self.V, D)
+        self.query_is_low_rank = config.q_lora_rank is not None
+
+    def forward(
+        self, x: Tensor, rotation: Rotation, start: int | Tensor = 0, cache: LatentCache | None = None
+    ) -> Tensor:
+        """Mix tokens.
+
+        Args:
+            x: [B, T, D], already normed.
+            rotation: of the T positions.
+            start: tokens in the cache before these, int or int64 [B].
+            cache: this layer's, or None to attend among the T tokens only.
+
+        Returns:
+            [B, T, D]
+        """
+        B, T, _ = x.shape
+        q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x))) if self.query_is_low_rank else self.q_proj(x)
+        q = q.view(B, T, self.heads, self.K + self.P)
+        q_nope, q_rope = q.split((self.K, self.P), -1)
+        q_rope = rotate(q_rope, rotation)  # (B, T, H, P)
+        latent, k_rope = self.kv_a_proj_with_mqa(x).split((self.R, self.P), -1)
+        latent = self.kv_a_layernorm(latent)  # (B, T, R)
+        k_rope = rotate(k_rope.unsqueeze(2), rotation).squeeze(2)  # (B, T, P)
+        if cache is None:
+            out = self.expanded(q_nope, q_rope, latent, k_rope, start)
+        else:
+            entries = cache.append(torch.cat((latent, k_rope), -1), start)  # (B, S, R+P)
+            if T <= ABSORB_UP_TO:
+                out = self.absorbed(q_nope, q_rope, entries, start)
+            else:
+                latent, k_rope = entries.split((self.R, self.P), -1)
+                out = self.expanded(q_nope, q_rope, latent, k_rope, start)
+        return self.o_proj(out.flatten(2))
+
+    def expanded(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, start: int | Tensor) -> Tensor:
+        """Attend to keys and values formed from the latents. -> [B, T, H, V]"""
+        B, S, _ = latent.shape
+        k_nope, v = self.kv_b_proj(latent).view(B, S, self.heads, -1).split((self.K, self.V), -1)
+        q = torch.cat((q_nope, q_rope), -1).transpose(1, 2)  # (B, H, T, K+P)
+        k = torch.cat((k_nope, k_rope.unsqueeze(2).expand(-1, -1, self.heads, -1)), -1).transpose(1, 2)
+        return attention(q, k, v.transpose(1, 2), scale=self.scale, start=start).transpose(1, 2)
+
+    def absorbed(self, q_nope: Tensor, q_rope: Tensor, entries: Tensor, start: int | Tensor) -> Tensor:
+        """Attend to the cached entries themselves. -> [B, T, H, V]"""
+        B, T = q_nope.shape[:2]
+        w = self.kv_b_proj.weight.to(q_nope.dtype).view(self.heads, self.K + self.V, self.R)
+        w_k, w_v = w[:, : self.K], w[:, self.K :]  # (H, K, R), (H, V, R)
+        q_nope = q_nope.reshape(B * T, self.heads, self.K).transpose(0, 1)  # (H, BT, K)
+        q_latent = torch.bmm(q_nope, w_k).transpose(0, 1).view(B, T, self.heads, self.R)
+        q = torch.cat((q_latent, q_rope), -1).transpose(1, 2)  # (B, H, T, R+P)
+        shared = entries.unsqueeze(1)  # (B, 1, S, R+P): one key head, whose first R numbers are also the value
+        u = attention(q, shared, shared[..., : self.R], scale=self.scale, start=start)  # (B, H, T, R)
+        u = u.permute(1, 0, 2, 3).reshape(self.heads, B * T, self.R)
+        out = torch.bmm(u, w_v.transpose(1, 2))  # (H, BT, V)
+        return out.transpose(0, 1).reshape(B, T, self.heads, self.V)

@@ -1,0 +1,131 @@
+"""The language model: embedding, layers, final norm, head. Parameter names are the official checkpoint's."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moonlet.config import ModelConfig
+from moonlet.model.cache import Cache, LatentCache
+from moonlet.model.layer import Layer
+from moonlet.model.linear import Linear
+from moonlet.model.norm import RMSNorm
+from moonlet.model.rope import Rope
+from moonlet.ops.loss import cross_entropy, token_losses
+
+
+class Embedding(nn.Module):
+    """`weight` [vocabulary, D]; token -> row."""
+
+    def __init__(self, vocab_size: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab_size, width))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """int64 [B, T] -> [B, T, D] in the weight's dtype"""
+        return F.embedding(tokens, self.weight)
+
+
+class Decoder(nn.Module):
+    """Embedding, layers and final norm: everything but the head."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class CausalLM(nn.Module):
+    """A Kimi-K2, Moonlight or DeepSeek-V3 of any size.
+
+    `compute_dtype` is what activations flow in; None follows the embedding's dtype. Weights of another dtype are cast
+    where they are used.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        self.compute_dtype: torch.dtype | None = None
+        self._rope = Rope(config)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.lm_head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What activations flow in."""
+        return self.compute_dtype or self.model.embed_tokens.weight.dtype
+
+    def hidden(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
+        """Final normed activations. tokens int64 [B, T] -> [B, T, D]; raises as `forward` does."""
+        if tokens.dim() != 2 or tokens.dtype != torch.int64:
+            raise ValueError(f"tokens are {tokens.dtype} {list(tokens.shape)}; they must be torch.int64 [B, T]")
+        B, T = tokens.shape
+        start: int | Tensor = 0
+        if cache is not None:
+            if cache.batch != B:
+                raise ValueError(f"tokens have {B} rows and the cache {cache.batch}; both must be equal")
+            cache.check_room(T)
+            start = cache.start(tokens.device)
+        elif self.config.max_position_embeddings < T:
+            raise ValueError(f"{T} tokens exceed max_position_embeddings {self.config.max_position_embeddings}")
+        x = self.model.embed_tokens(tokens).to(self.dtype)  # (B, T, D)
+        rotation = self._rope(start, T, tokens.device)
+        for i, layer in enumerate(self.model.layers):
+            x = layer(x, rotation, start, None if cache is None else cache.layers[i])
+        if cache is not None:
+            cache.advance(T)
+        out: Tensor = self.model.norm(x)
+        return out
+
+    def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
+        """Logits of the next token at each position.
+
+        Args:
+            tokens: int64 [B, T], each in 0 .. vocab_size - 1.
+            cache: from `new_cache`; the tokens follow those it holds, and it then holds them too.
+
+        Returns:
+            [B, T, vocab_size] in the compute dtype.
+
+        Raises:
+            ValueError: wrong shape or dtype, or more tokens than the cache or the model has positions for.
+        """
+        logits: Tensor = self.lm_head(self.hidden(tokens, cache))
+        return logits
+
+    def last_logits(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
+        """Logits after the last token only: [B, vocab_size]. What a decode step needs."""
+        logits: Tensor = self.lm_head(self.hidden(tokens, cache)[:, -1])
+        return logits
+
+    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy in nats a token, fp32 scalar. tokens, targets: int64 [B, T]; target -100 is skipped."""
+        return cross_entropy(self.hidden(tokens).flatten(0, 1), self.lm_head.weight, targets.flatten())
+
+    def token_losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy of each target in nats, fp32 [B, T], zero where the target is -100. No gradient."""
+        with torch.no_grad():
+            return token_losses(self.hidden(tokens).flatten(0, 1), self.lm_head.weight, targets.flatten()).view_as(
+                targets
+            )
+
+    def new_cache(self, batch: int, max_len: int) -> Cache:
+        """An empty cache for `batch` texts of up to `max_len` tokens, in the compute dtype."""
+        limit = self.config.max_position_embeddings
+        if batch < 1 or not 1 <= max_len <= limit:
+            raise ValueError(
+                f"a cache of {batch} rows and {max_len} positions; rows must be at least 1 and positions in 1..{limit}"
+            )
+        width = self.config.kv_lora_rank + self.config.qk_rope_head_dim
+        layers = [
+            LatentCache(torch.zeros(batch, max_len, width, dtype=self.dtype, device=self.device))
+            for _ in range(self.config.num_hidden_layers)
+        ]
+        return Cache(layers, torch.zeros(batch, dtype=torch.int64), max_len)
