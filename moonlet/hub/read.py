@@ -1,0 +1,113 @@
+"""Reading a Hugging Face directory: config.json, and safetensors files with or without an index.
+
+Everything is checked against the model's shapes before any weight is read, and all that is wrong is said at once.
+Only safetensors are read: no pickles, no code from a model's folder.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from moonlet.config import ModelConfig
+from moonlet.hub.names import skipped, split
+from moonlet.model.model import CausalLM
+
+_MAX_PROBLEMS = 8
+
+
+def read_model(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> CausalLM:
+    """Read the model in `folder`.
+
+    Args:
+        folder: a Hugging Face directory.
+        device: where the weights shall lie.
+        dtype: what they are converted to; None keeps the dtype of the file. The routers' correction bias stays fp32.
+
+    Raises:
+        FileNotFoundError: no config.json or no weights.
+        ValueError: missing, extra or mis-shaped tensors, a dtype this reader does not know, or a damaged file.
+    """
+    folder = Path(folder)
+    config = ModelConfig.from_file(folder)
+    files = _tensor_files(folder)
+    with torch.device("meta"):
+        model = CausalLM(config)
+    wanted = {
+        disk: (tuple(part.shape), name) for name, value in model.state_dict().items() for disk, part in split(name, value)
+    }
+    readers = {path: _open(path) for path in sorted(set(files.values()))}
+    _check(folder, wanted, files, readers)
+    stored = readers[files["lm_head.weight"]].get_tensor("lm_head.weight").dtype
+    model.to(dtype or stored)
+    for router in (m for m in model.modules() if hasattr(m, "e_score_correction_bias")):
+        router.e_score_correction_bias = router.e_score_correction_bias.float()
+    model.to_empty(device=device)
+    for buffer in model.buffers():
+        buffer.zero_()
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            for disk, part in split(name, value):
+                part.copy_(readers[files[disk]].get_tensor(disk))
+    return model
+
+
+def _tensor_files(folder: Path) -> dict[str, Path]:
+    """Which file holds each tensor."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            table = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{index} is not a safetensors index with a weight_map") from None
+        files = {}
+        for name, file in table.items():
+            if not isinstance(file, str) or Path(file).name != file:
+                raise ValueError(f"{index}: {name} points at {file!r}, outside its folder")
+            files[name] = folder / file
+        return files
+    single = folder / "model.safetensors"
+    if not single.is_file():
+        others = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+        if others:
+            raise ValueError(f"{folder} holds {others[0]} and no safetensors; pickled weights are not loaded")
+        raise FileNotFoundError(f"no model.safetensors in {folder}")
+    return dict.fromkeys(_open(single).keys(), single)
+
+
+def _open(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path.name} in {path.parent}, though its index names it")
+    try:
+        return safe_open(path, "pt")
+    except (SafetensorError, OSError, struct.error) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+
+
+def _check(folder: Path, wanted: dict[str, Any], files: dict[str, Path], readers: dict[Path, Any]) -> None:
+    problems = []
+    for name, (shape, _) in wanted.items():
+        if name not in files:
+            # transformers leaves an expert group of width 0 in its files as empty tensors, and we as nothing.
+            problems.append(f"{name} is missing")
+            continue
+        try:
+            found = readers[files[name]].get_slice(name)
+        except SafetensorError:
+            problems.append(f"{name} is not in {files[name].name}, though the index says so")
+            continue
+        if tuple(found.get_shape()) != shape:
+            problems.append(f"{name} has shape {list(found.get_shape())}, expected {list(shape)}")
+        elif found.get_dtype() not in ("F32", "BF16", "F16", "F64"):
+            problems.append(f"{name} is stored as {found.get_dtype()}; this reader knows F32, BF16, F16 and F64")
+    for name in sorted(set(files) - set(wanted)):
+        if not skipped(name) and 0 not in readers[files[name]].get_slice(name).get_shape():
+            problems.append(f"{name} is not part of this model")
+    if problems:
+        more = f" (and {len(problems) - _MAX_PROBLEMS} more)" if len(problems) > _MAX_PROBLEMS else ""
+        raise ValueError(f"{folder}: {'; '.join(problems[:_MAX_PROBLEMS])}{more}")
