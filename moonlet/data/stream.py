@@ -1,0 +1,66 @@
+"""A stream of tokens that lies in several memory-mapped arrays and reads like one.
+
+Only the pages that are read come into memory, so the stream may be larger than it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# uint16 or uint32; numpy's types cannot say "one of these" without a type variable on every user.
+Tokens = NDArray[Any]
+
+
+class TokenStream:
+    """Tokens 0 .. len - 1, and where each document starts.
+
+    Args:
+        shards: arrays [n] of one unsigned dtype, in order, none empty.
+        offsets: [documents + 1] start of each document in the stream, then the end of the last; or None.
+    """
+
+    def __init__(self, shards: Sequence[Tokens], offsets: NDArray[np.uint64] | None = None) -> None:
+        self._shards = list(shards)
+        self._starts = np.cumsum([0, *(len(shard) for shard in shards)])
+        self._offsets = offsets
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def n_documents(self) -> int:
+        """Number of documents; 0 when the stream has no offsets."""
+        return 0 if self._offsets is None else len(self._offsets) - 1
+
+    def read(self, start: int, stop: int) -> Tokens:
+        """Tokens [stop - start] from `start` up to `stop`, across shards; a view where one shard holds them all.
+
+        Raises:
+            IndexError: the range is not inside the stream.
+        """
+        if not 0 <= start <= stop <= len(self):
+            raise IndexError(f"tokens {start}..{stop} are not inside a stream of {len(self)}")
+        first = int(np.searchsorted(self._starts, start, side="right")) - 1
+        parts = []
+        while start < stop:
+            offset = start - int(self._starts[first])
+            part = self._shards[first][offset : offset + stop - start]
+            parts.append(part)
+            start, first = start + len(part), first + 1
+        if not parts:
+            return self._shards[0][:0]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def document(self, index: int) -> Tokens:
+        """The tokens of one document, [BOS] and [EOS] included.
+
+        Raises:
+            IndexError: there is no such document.
+        """
+        if self._offsets is None or not 0 <= index < self.n_documents:
+            raise IndexError(f"document {index} is not among the {self.n_documents} of this stream")
+        return self.read(int(self._offsets[index]), int(self._offsets[index + 1]))

@@ -1,0 +1,63 @@
+"""The byte tokenizer: id = N_SPECIALS + byte of the UTF-8 text. No training, no unknowns, no surprises.
+
+The shortest member of the protocol, and the one to test a model with: bits per token are bits per byte.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from moonlet.text.pipeline import save_folder
+from moonlet.text.tokenizer import BOS, EOS, PAD, TokenBytes, default_specials, hash_content, utf8
+
+
+class ByteTokenizer:
+    """256 bytes and the special tokens: 272 ids. See `moonlet.text.tokenizer.Tokenizer` for the methods."""
+
+    kind = "byte"
+
+    def __init__(self) -> None:
+        self.specials = default_specials()
+        self.vocab_size = len(self.specials) + 256
+        self.bos_id, self.eos_id, self.pad_id = (self.specials[name] for name in (BOS, EOS, PAD))
+        self._offset = len(self.specials)
+        names = [name.encode("utf-8") for name in self.specials]
+        self._bytes = TokenBytes(names + [bytes([byte]) for byte in range(256)], self.specials)
+        self._special_pattern = re.compile("(" + "|".join(map(re.escape, self.specials)) + ")")
+
+    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+        """Ids of `text`, one per UTF-8 byte."""
+        if not allow_special:
+            return self._encode_bytes(utf8(text))
+        ids: list[int] = []
+        for piece in self._special_pattern.split(text):
+            ids += [self.specials[piece]] if piece in self.specials else self._encode_bytes(utf8(piece))
+        return ids
+
+    def encode_batch(self, texts: Sequence[str], *, allow_special: bool = False) -> list[list[int]]:
+        """`encode` of each text."""
+        return [self.encode(text, allow_special=allow_special) for text in texts]
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
+        """Text of `ids`; broken UTF-8 becomes U+FFFD."""
+        return self._bytes.text(ids, skip_special=skip_special)
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """The exact bytes of `ids`."""
+        return self._bytes.join(ids)
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer folder: for Hugging Face this is a byte-level BPE without merges."""
+        save_folder(self, folder, tokens=[], merges=[], pattern=None)
+
+    def content_hash(self) -> str:
+        """sha256 of kind and specials: nothing else decides the ids."""
+        return hash_content({"kind": self.kind, "specials": self.specials})
+
+    def _encode_bytes(self, data: bytes) -> list[int]:
+        ids: list[int] = (np.frombuffer(data, dtype=np.uint8).astype(np.int64) + self._offset).tolist()
+        return ids

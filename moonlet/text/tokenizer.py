@@ -1,0 +1,121 @@
+"""What every tokenizer is: a reversible map between text and small integers.
+
+    decode(encode(x)) == x        for every string x of Unicode scalar values
+
+Each kind works on UTF-8 bytes, so nothing is ever unknown. The first `N_SPECIALS` ids belong to special tokens,
+whatever the kind and the vocabulary size: [BOS] is 0, [EOS] is 1, [PAD] is 2, the rest is kept free for chat templates
+(as Kimi keeps 256 slots). A config may therefore name these ids without knowing the tokenizer, and a vocabulary may
+grow without moving them.
+
+Text is data: the characters "[EOS]" inside a document are five ordinary characters. Only `allow_special=True`, which is
+for templates written by us and never for a user's text, turns them into the special id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+BOS, EOS, PAD = "[BOS]", "[EOS]", "[PAD]"
+N_SPECIALS = 16
+
+
+def default_specials() -> dict[str, int]:
+    """The special tokens by name: [BOS] 0, [EOS] 1, [PAD] 2, then reserved slots named as Kimi names its own."""
+    names = [BOS, EOS, PAD]
+    names += [f"<|reserved_token_{slot}|>" for slot in range(len(names), N_SPECIALS)]
+    return {name: index for index, name in enumerate(names)}
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """The protocol. `moonlet.text.load(folder)` returns one."""
+
+    kind: str
+    """"byte" or "bpe"."""
+    vocab_size: int
+    """Number of ids, specials included: every id is in [0, vocab_size)."""
+    specials: dict[str, int]
+    """Name -> id of each special token."""
+    bos_id: int
+    eos_id: int
+    pad_id: int
+
+    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+        """Ids of `text`; no [BOS] or [EOS] is added.
+
+        Raises:
+            ValueError: `text` holds a lone surrogate, which no UTF-8 can carry.
+        """
+        ...
+
+    def encode_batch(self, texts: Sequence[str], *, allow_special: bool = False) -> list[list[int]]:
+        """`encode` of each text, on all cores where the kind can."""
+        ...
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
+        """Text of `ids`. Bytes that are no UTF-8 (a character cut in two) become U+FFFD, as in Hugging Face."""
+        ...
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """The exact bytes of `ids`, a special token being its name. Streaming decodes these step by step.
+
+        Raises:
+            ValueError: an id is outside [0, vocab_size).
+        """
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json, which Hugging Face's AutoTokenizer loads, atomically."""
+        ...
+
+    def content_hash(self) -> str:
+        """sha256 (hex) of all that decides the ids. Survives save and load; differs when any text's ids could."""
+        ...
+
+
+class TokenBytes:
+    """The bytes of every id, and the way back from ids to text: shared by all kinds that work on bytes.
+
+    Args:
+        table: bytes of id 0, 1, 2, ... (a special token: its name in UTF-8).
+        specials: name -> id.
+    """
+
+    def __init__(self, table: Sequence[bytes], specials: Mapping[str, int]) -> None:
+        self._table = list(table)
+        self._special_ids = frozenset(specials.values())
+
+    def join(self, ids: Sequence[int]) -> bytes:
+        """The bytes of `ids`, one after another."""
+        # A negative id would silently index from the end, so the range is checked before the table is used.
+        if len(ids) and not (min(ids) >= 0 and max(ids) < len(self._table)):
+            bad = next(i for i in ids if not 0 <= i < len(self._table))
+            raise ValueError(f"token id {bad} is outside the vocabulary, 0..{len(self._table) - 1}")
+        return b"".join([self._table[i] for i in ids])
+
+    def text(self, ids: Sequence[int], *, skip_special: bool) -> str:
+        """The text of `ids`."""
+        if skip_special:
+            ids = [i for i in ids if i not in self._special_ids]
+        return self.join(ids).decode("utf-8", errors="replace")
+
+
+def utf8(text: str) -> bytes:
+    """`text` as UTF-8, or a ValueError that says which character has no UTF-8."""
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"text holds a lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, which is not "
+            f"valid Unicode text; read the file with the right encoding, or drop it with text.encode('utf-8', 'ignore')"
+        ) from None
+
+
+def hash_content(content: Mapping[str, object]) -> str:
+    """sha256 (hex) over the canonical JSON of `content`: sorted keys, no spaces, ASCII."""
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode("ascii")).hexdigest()
