@@ -16,6 +16,7 @@ from typing import Any
 from moonlet.config.nearest import unknown
 
 MODEL_TYPES = ("deepseek_v3", "kimi_k2")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 # Keys that published files carry and that change nothing this package computes.
 _IGNORED = {
@@ -55,13 +56,13 @@ class RopeScaling:
     def __post_init__(self) -> None:
         if self.type != "yarn":
             raise ValueError(f"rope_scaling.type is {self.type!r}; valid: 'yarn', or no rope_scaling at all")
-        if self.factor < 1:
-            raise ValueError(f"rope_scaling.factor is {self.factor}; it must be at least 1")
-        if self.original_max_position_embeddings < 1:
-            raise ValueError(
-                f"rope_scaling.original_max_position_embeddings is {self.original_max_position_embeddings}; "
-                "it must be at least 1"
-            )
+        _check_types(self, "rope_scaling.")
+        for name in ("factor", "original_max_position_embeddings"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"rope_scaling.{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("beta_fast", "beta_slow"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"rope_scaling.{name} is {getattr(self, name)}; it must be larger than 0")
 
     def magnitude(self, a: float) -> float:
         """YaRN's m(s, a) = 0.1 a ln(s) + 1 for s > 1, else 1."""
@@ -127,14 +128,15 @@ class ModelConfig:
     source: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
+        _check_types(self)
         self._check_positive()
         self._check_experts()
         if self.qk_rope_head_dim % 2:
             raise ValueError(f"qk_rope_head_dim is {self.qk_rope_head_dim}; it must be even, rope turns pairs")
         if self.num_key_value_heads != self.num_attention_heads:
             raise ValueError(
-                f"num_key_value_heads is {self.num_key_value_heads} and num_attention_heads {self.num_attention_heads}; "
-                "with MLA both must be equal"
+                f"num_key_value_heads is {self.num_key_value_heads} and num_attention_heads "
+                f"{self.num_attention_heads}; with MLA both must be equal"
             )
         if self.scoring_func != "sigmoid":
             raise ValueError(f"scoring_func is {self.scoring_func!r}; valid: 'sigmoid'")
@@ -147,14 +149,20 @@ class ModelConfig:
             "qk_rope_head_dim", "v_head_dim", "intermediate_size", "max_position_embeddings", "n_group", "topk_group",
             "moe_layer_freq",
         ):  # fmt: skip
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1")
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.q_lora_rank is not None and self.q_lora_rank < 1:
             raise ValueError(f"q_lora_rank is {self.q_lora_rank}; it must be at least 1, or null for a single q_proj")
         for name in ("n_shared_experts", "n_routed_experts", "first_k_dense_replace"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        for name, least in (("rms_norm_eps", 0), ("routed_scaling_factor", 0), ("rope_theta", 1)):
+            if getattr(self, name) <= least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be larger than {least}")
+        if self.initializer_range < 0:
+            raise ValueError(f"initializer_range is {self.initializer_range}; it must be at least 0")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}; valid: {', '.join(map(repr, DTYPES))}")
 
     def _check_experts(self) -> None:
         if not self.n_routed_experts:
@@ -185,7 +193,7 @@ class ModelConfig:
     @property
     def softmax_scale(self) -> float:
         """(K + P)^-1/2, times YaRN's m(factor, mscale_all_dim)^2 where it is on."""
-        scale = self.qk_head_dim**-0.5
+        scale: float = self.qk_head_dim**-0.5
         return scale * self.rope_scaling.softmax_multiplier if self.rope_scaling else scale
 
     def is_moe(self, layer: int) -> bool:
@@ -245,6 +253,26 @@ class ModelConfig:
         return out | {"attention_dropout": 0.0, "use_cache": True}
 
 
+_KINDS = {"int": "a whole number", "float": "a finite number", "bool": "true or false", "str": "a text"}
+
+
+def _check_types(settings: ModelConfig | RopeScaling, prefix: str = "") -> None:
+    """Raise ValueError for a value of another type than its field's: JSON and TOML say nothing of types."""
+    for f in fields(settings):
+        value, (kind, _, null) = getattr(settings, f.name), str(f.type).partition(" | ")
+        if kind not in _KINDS or (null and value is None):
+            continue
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        right = {
+            "int": number and isinstance(value, int),
+            "float": number and math.isfinite(value),
+            "bool": isinstance(value, bool),
+            "str": isinstance(value, str),
+        }[kind]
+        if not right:
+            raise ValueError(f"{prefix}{f.name} is {value!r}; it must be {_KINDS[kind]}{' or null' if null else ''}")
+
+
 def field_names() -> list[str]:
     """Names of the settings a file or a recipe may give."""
     return [f.name for f in fields(ModelConfig) if f.name != "source"]
@@ -285,20 +313,24 @@ def _tidy(values: dict[str, Any]) -> dict[str, Any]:
         if values.get(name, 1) is None:
             values[name] = 1
     if isinstance(values.get("eos_token_id"), list):
-        values["eos_token_id"] = values["eos_token_id"][0]
+        values["eos_token_id"] = next(iter(values["eos_token_id"]), None)
     if values.get("num_key_value_heads") is None and "num_attention_heads" in values:
         values["num_key_value_heads"] = values["num_attention_heads"]
     return values
 
 
 def _read_scaling(data: Mapping[str, Any]) -> RopeScaling | None:
+    if not isinstance(data, Mapping):
+        raise ValueError(f"rope_scaling is {data!r}; it must be a table, or null")
     given = dict(data)
     # Older files say "type", newer "rope_type"; transformers also writes rope_theta into the same table.
     kind = given.pop("rope_type", None) or given.pop("type", None)
     given.pop("type", None)
     given.pop("rope_theta", None)
-    if kind in (None, "default"):
+    if kind == "default" or (kind is None and not given):
         return None
+    if kind is None:
+        raise ValueError(f"rope_scaling gives {', '.join(given)} and no type; valid: 'yarn'")
     valid = [f.name for f in fields(RopeScaling)]
     for name in given:
         if name not in valid:

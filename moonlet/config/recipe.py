@@ -19,7 +19,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,9 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """The recipe as nested plain values, complete, ready for TOML or JSON."""
         out: dict[str, Any] = {"name": self.name, "prompts": list(self.prompts)}
-        out["model"] = {k: v for k, v in self.model.to_dict().items() if k in field_names() and v is not None}
+        model = self.model.to_dict()
+        model["dtype"] = self.model.dtype
+        out["model"] = {name: model[name] for name in field_names()}
         for section in ("tokenizer", "data", "train", "optim"):
             settings = getattr(self, section)
             out[section] = {f.name: getattr(settings, f.name) for f in fields(settings)}
@@ -156,6 +158,21 @@ def recipe_from_dict(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> 
     return Recipe(**values)
 
 
+def override_model(config: ModelConfig, overrides: Sequence[str]) -> ModelConfig:
+    """Return `config` with `field=value` (or `model.field=value`) overrides applied.
+
+    Raises:
+        ValueError: an unknown field, naming the nearest; a value of the wrong type, or an impossible one.
+    """
+    changes: dict[str, Any] = {"model": {}}
+    for override in overrides:
+        name, sign, _ = override.partition("=")
+        if not sign or not name.strip():
+            raise ValueError(f"override {override!r} is not of the form field=value")
+        _apply(changes, f"model.{override.strip().removeprefix('model.')}")
+    return _change_model(config, changes["model"])
+
+
 def _table(name: str, value: object) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise ValueError(f"{name} is {value!r}; it must be a table, [{name}]")
@@ -164,14 +181,26 @@ def _table(name: str, value: object) -> Mapping[str, Any]:
 
 def _read_model(data: Mapping[str, Any]) -> ModelConfig:
     given = dict(data)
-    base = preset(given.pop("preset", "k2-nano"))
+    return _change_model(preset(given.pop("preset", "k2-nano")), given)
+
+
+def _change_model(base: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
     valid = field_names()
     hints = typing.get_type_hints(ModelConfig)
-    for name in given:
+    given: dict[str, Any] = {}
+    for name, value in changes.items():
         if name not in valid:
-            raise unknown("recipe key", f"model.{name}", _all_keys())
+            raise unknown("recipe key", f"model.{name}", [f"model.{field}" for field in valid])
         if name != "rope_scaling":
-            given[name] = _convert(f"model.{name}", hints[name], given[name])
+            given[name] = _convert(f"model.{name}", hints[name], value)
+        elif value is None or value == "null":
+            given[name] = None
+        elif isinstance(value, Mapping):
+            # Single values change the scaling that is there; where there is none, they make one.
+            before = asdict(base.rope_scaling) if base.rope_scaling else {"type": "yarn"}
+            given[name] = before | dict(value)
+        else:
+            raise ValueError(f"model.rope_scaling is {value!r}; it must be a table, or null")
     return base.replace(**given)
 
 
@@ -208,6 +237,8 @@ def _apply(data: dict[str, Any], override: str) -> None:
     table = data
     for section in sections:
         table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise ValueError(f"override {override!r}: {section} is {table!r}, not a table")
     table[last] = value
 
 

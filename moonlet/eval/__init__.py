@@ -1,0 +1,1 @@
+"""Measuring a model: bits per byte, and later questions about stories."""

@@ -1,0 +1,1 @@
+"""Everything that changes weights: optimizers, parameter groups, schedules, expert balance."""

@@ -1,0 +1,45 @@
+"""moonlet: a small, whole Kimi.
+
+    model, tokenizer = moonlet.load(PATH)       # a run folder or a Hugging Face directory
+    model = moonlet.build("k2-nano")            # a preset's name, or a ModelConfig
+    logits = model(tokens)                      # int64 [B, T] -> [B, T, vocabulary]
+    moonlet.save(model, tokenizer, PATH)
+    moonlet.generate(model, tokenizer, ["Once upon a time"])
+
+Importing this package imports nothing heavy: each name below is found when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moonlet import generate as generate
+    from moonlet.config import ModelConfig as ModelConfig
+    from moonlet.folder import load as load
+    from moonlet.folder import save as save
+    from moonlet.model.init import build as build
+
+__version__ = "0.1.0"
+__all__ = ["ModelConfig", "__version__", "build", "generate", "load", "save"]
+
+_HOME = {
+    "ModelConfig": "moonlet.config",
+    "build": "moonlet.model.init",
+    "load": "moonlet.folder",
+    "save": "moonlet.folder",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "generate":
+        # The room moonlet.generate is itself callable; see its module.
+        return import_module("moonlet.generate")
+    if name not in _HOME:
+        raise AttributeError(f"module 'moonlet' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

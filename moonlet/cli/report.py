@@ -1,0 +1,34 @@
+"""The lines that end a run."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from moonlet.cli.job import Outcome
+
+
+def print_outcome(outcome: Outcome, console: Console) -> None:
+    """Say what came out, or how to go on when the run was stopped."""
+    progress, run = outcome.progress, outcome.run
+    if outcome.bits is None:
+        console.print(f"saved at step {progress.step}; go on with: moonlet resume {run.path}", highlight=False)
+        return
+    console.print(
+        f"trained    {progress.step} steps in {outcome.seconds / 60:.1f} minutes\n"
+        f"validation {verdict(outcome)}\n"
+        f"run folder {run.path}",
+        highlight=False,
+    )
+
+
+def verdict(outcome: Outcome) -> str:
+    """Validation bits per byte, beside the floor where it is known."""
+    assert outcome.bits is not None
+    bits = outcome.bits.bits_per_byte
+    if outcome.floor is None:
+        return f"{bits:.3f} bits per byte ({outcome.bits.documents:,} documents)"
+    over = 100 * (bits / outcome.floor - 1)
+    return (
+        f"{bits:.3f} bits per byte; the entropy floor of these {outcome.bits.documents:,} synthetic stories is "
+        f"{outcome.floor:.3f}, which no model can beat: {over:.1f}% above it"
+    )

@@ -1,0 +1,64 @@
+"""Loading and saving a model together with its tokenizer: the public `moonlet.load` and `moonlet.save`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from moonlet import text
+from moonlet.hub.read import read_model
+from moonlet.hub.write import write_model
+from moonlet.model.model import CausalLM
+from moonlet.text.tokenizer import Tokenizer
+from moonlet.train.checkpoint import newest_good
+
+
+def load(
+    path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> tuple[CausalLM, Tokenizer]:
+    """Read a model and its tokenizer, ready to generate (in evaluation mode).
+
+    Args:
+        path: a Hugging Face directory; or a run folder, of which the newest whole checkpoint is taken.
+        device: where the weights shall lie.
+        dtype: what they are converted to; None keeps the file's.
+
+    Raises:
+        FileNotFoundError: nothing to load there.
+        ValueError: a file is damaged or does not fit.
+    """
+    folder = model_folder(Path(path))
+    tokenizer = text.load(folder)
+    model = read_model(folder, device, dtype)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} ids and the model {model.config.vocab_size}"
+        )
+    return model.eval(), tokenizer
+
+
+def model_folder(path: Path) -> Path:
+    """The Hugging Face directory that `path` is or holds."""
+    if (path / "config.json").is_file():
+        return path
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such folder")
+    # A resumed run's checkpoints may be newer than the model it once finished with; while they are equally old,
+    # the finished model is the one without the weight of a resume's state.
+    newest = newest_good(path / "checkpoints")
+    if newest is not None:
+        return newest
+    if (path / "model" / "config.json").is_file():
+        return path / "model"
+    raise FileNotFoundError(f"{path} is neither a model directory nor a run folder with a checkpoint")
+
+
+def save(model: CausalLM, tokenizer: Tokenizer, path: str | Path) -> None:
+    """Write a Hugging Face directory: config.json, model.safetensors and the tokenizer's files, each atomically."""
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; give a folder")
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+    write_model(model, folder, ids)
+    tokenizer.save(folder)

@@ -1,0 +1,100 @@
+"""loss.png: training loss, validation bits per byte with the entropy floor, and the learning rate, by step."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from moonlet.train.metrics import read_metrics
+
+_INK, _MUTED, _TRAIN, _VALID, _FLOOR = "#1b1f24", "#8a929c", "#3b6fd4", "#c2410c", "#15803d"
+
+
+def draw_loss(metrics: Path, picture: Path, title: str, floor: float | None = None) -> None:
+    """Draw `metrics` (a metrics.jsonl) into `picture`, atomically; does nothing while there is nothing to draw.
+
+    Args:
+        floor: the corpus's entropy floor in bits per byte, drawn as a line where it is known.
+    """
+    train = list(read_metrics(metrics, "train"))
+    evals = list(read_metrics(metrics, "eval"))
+    if len(train) < 2:
+        return
+    # The object interface: pyplot would keep every figure alive and pick a window system.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), dpi=120)
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
+    # Fixed margins: measuring every label costs as much as all the rest, and this runs inside training.
+    figure.subplots_adjust(left=0.055, right=0.985, top=0.82, bottom=0.12, wspace=0.28)
+    figure.suptitle(title, color=_INK, fontsize=11, x=0.055, ha="left")
+    _draw_training(left, train)
+    _draw_validation(right, evals, floor)
+    temporary = picture.with_name(f".{picture.name}.{os.getpid()}.tmp")
+    figure.savefig(temporary, format="png")
+    os.replace(temporary, picture)
+
+
+def _draw_training(axes: Any, train: list[dict[str, Any]]) -> None:
+    steps = [r["step"] for r in train]
+    losses = [r["loss"] for r in train]
+    axes.plot(steps, losses, color=_TRAIN, alpha=0.3, linewidth=0.8)
+    axes.plot(steps, smooth(losses), color=_TRAIN, linewidth=1.6)
+    # The first steps fall from ln(vocabulary) and would flatten everything after them.
+    low = min(losses)
+    high = sorted(losses)[int(0.93 * (len(losses) - 1))]
+    axes.set_ylim(low - 0.05 * (high - low) - 1e-3, high + 0.3 * (high - low) + 1e-3)
+    _label(axes, "training loss (nats a token)")
+    rates = axes.twinx()
+    rates.plot(steps, [r["lr"] for r in train], color=_MUTED, linewidth=1, linestyle=":")
+    rates.set_ylim(bottom=0)
+    rates.set_ylabel("learning rate (dotted)", color=_MUTED, fontsize=8)
+    rates.tick_params(labelsize=7, colors=_MUTED)
+    rates.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    rates.yaxis.get_offset_text().set(size=7, color=_MUTED)
+    for side in ("top", "left"):
+        rates.spines[side].set_visible(False)
+    rates.spines["right"].set_color(_MUTED)
+
+
+def _draw_validation(axes: Any, evals: list[dict[str, Any]], floor: float | None) -> None:
+    _label(axes, "validation (bits per byte)")
+    if evals:
+        steps, bits = [r["step"] for r in evals], [r["bits_per_byte"] for r in evals]
+        axes.plot(steps, bits, color=_VALID, linewidth=1.6, marker="o", markersize=3.5)
+        axes.annotate(
+            f"{bits[-1]:.3f}", (steps[-1], bits[-1]), textcoords="offset points", xytext=(0, 8), ha="right",
+            color=_VALID, fontsize=9,
+        )  # fmt: skip
+    if floor is not None:
+        axes.axhline(floor, color=_FLOOR, linewidth=1.2, linestyle="--")
+        axes.annotate(
+            f"entropy floor {floor:.3f}", (0.01, floor), xycoords=("axes fraction", "data"),
+            textcoords="offset points", xytext=(2, -11), color=_FLOOR, fontsize=9,
+        )  # fmt: skip
+        axes.set_ylim(bottom=floor * 0.85)
+
+
+def _label(axes: Any, what: str) -> None:
+    axes.set_title(what, loc="left", fontsize=9, color=_INK)
+    axes.set_xlabel("step", fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def smooth(values: list[float]) -> list[float]:
+    """Running mean over about a fortieth of the curve, centred, narrower at the ends."""
+    half = max(1, len(values) // 80)
+    sums = [0.0]
+    for value in values:
+        sums.append(sums[-1] + value)
+    out = []
+    for i in range(len(values)):
+        lo, hi = max(0, i - half), min(len(values), i + half + 1)
+        out.append((sums[hi] - sums[lo]) / (hi - lo))
+    return out

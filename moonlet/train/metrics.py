@@ -1,0 +1,53 @@
+"""metrics.jsonl: one JSON object a line, each with `step` and `kind` ("train", "eval", "skip", "checkpoint", ...)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from moonlet.text.atomic import atomic_write
+
+
+class Metrics:
+    """Appends lines; every line is flushed, so a killed run loses at most the one being written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        """Append one line."""
+        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Make sure that what was written survives a power cut."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_metrics(path: Path, kind: str | None = None) -> Iterator[dict[str, Any]]:
+    """The lines of a metrics file, of one kind or all; a torn last line is passed over."""
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # torn by a kill: its step is computed again
+            if kind is None or record.get("kind") == kind:
+                yield record
+
+
+def keep_until(path: Path, step: int) -> None:
+    """Drop the lines after `step`, which a resumed run is about to compute again."""
+    if path.is_file():
+        kept = [json.dumps(record) for record in read_metrics(path) if record["step"] <= step]
+        atomic_write(path, "".join(line + "\n" for line in kept))

@@ -1,0 +1,74 @@
+"""One step: gradients over the micro-batches, checks, and the change of the weights.
+
+Nothing changes unless everything is finite: the loss and the gradient norm are looked at before the optimizer is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from moonlet.model.model import CausalLM
+from moonlet.optim.balance import balance_step, clear_loads
+from moonlet.optim.optimizer import Optimizer
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did. `problem` names what was not finite; the weights are then as they were."""
+
+    loss: float
+    grad_norm: float
+    balance: dict[str, float]
+    problem: str | None = None
+
+
+def train_step(
+    model: CausalLM,
+    optimizer: Optimizer,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    count: int,
+    lr: float,
+    grad_clip: float,
+    bias_update_speed: float,
+) -> StepResult:
+    """Take one optimizer step.
+
+    Args:
+        batches: `count` micro-batches of equal size, each inputs and targets int64 [B, T].
+        lr: learning rate.
+        grad_clip: largest global gradient norm; 0 switches clipping off.
+        bias_update_speed: of the expert balance.
+    """
+    model.train()
+    total = torch.zeros((), device=model.device)
+    for inputs, targets in batches:
+        loss = model.loss(inputs, targets) / count
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.detach()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    value, size = total.item(), norm.item()
+    if not (torch.isfinite(total) and torch.isfinite(norm)):
+        problem = _culprit(model, value)
+        optimizer.zero_grad()
+        clear_loads(model)
+        return StepResult(value, size, {}, problem)
+    if grad_clip and size > grad_clip:
+        torch._foreach_mul_(gradients, grad_clip / size)
+    optimizer.step(lr)
+    optimizer.zero_grad()
+    return StepResult(value, size, balance_step(model, bias_update_speed))
+
+
+def _culprit(model: nn.Module, loss: float) -> str:
+    """Name the first thing that is not finite."""
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+            what = "NaN" if torch.isnan(parameter.grad).any() else "infinity"
+            return f"the gradient of {name} holds {what} (loss {loss})"
+    return f"the loss is {loss}"

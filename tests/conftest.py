@@ -1,0 +1,77 @@
+"""What all tests share: one thread, no network, tiny models, and hypothesis drawing the same examples every time."""
+
+from __future__ import annotations
+
+import os
+
+# Set before torch or transformers are first imported: tiny matrices are slower on several threads, and no test may
+# look for anything outside the repository.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+from moonlet.config import ModelConfig
+
+settings.register_profile("moonlet", deadline=None, derandomize=True, database=None, max_examples=40)
+settings.load_profile("moonlet")
+
+# Every width differs from every other, so that a mixed-up shape cannot pass unnoticed.
+TINY: dict[str, Any] = {
+    "vocab_size": 61,
+    "hidden_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 28,
+    "kv_lora_rank": 24,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 10,
+    "intermediate_size": 56,
+    "moe_intermediate_size": 18,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 3,
+    "first_k_dense_replace": 1,
+    "max_position_embeddings": 512,
+    "routed_scaling_factor": 2.5,
+    "initializer_range": 0.2,
+    "dtype": "float32",
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Callable[..., ModelConfig]:
+    """tiny_config(**changes): a configuration of three small layers."""
+
+    def make(**changes: Any) -> ModelConfig:
+        return ModelConfig(**(TINY | changes))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_config: Callable[..., ModelConfig]) -> Callable[..., Any]:
+    """tiny_model(**changes): a model in evaluation mode whose every parameter and bias is random, seeded by `seed`."""
+
+    def make(seed: int = 0, **changes: Any) -> Any:
+        import torch
+
+        from moonlet.model.init import build
+
+        model = build(tiny_config(**changes), seed=seed).eval()
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, value in model.state_dict().items():
+                if value.dim() == 1:
+                    spread = 0.1 if name.endswith("e_score_correction_bias") else 0.3
+                    value.add_(torch.randn(value.shape, generator=generator), alpha=spread)
+        return model
+
+    return make
