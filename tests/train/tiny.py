@@ -30,6 +30,7 @@ MODEL: dict[str, Any] = {
     "intermediate_size": 48,
     "moe_intermediate_size": 16,
     "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
     "max_position_embeddings": 256,
 }
 
