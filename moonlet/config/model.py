@@ -312,6 +312,8 @@ def _tidy(values: dict[str, Any]) -> dict[str, Any]:
     for name in ("n_group", "topk_group"):
         if values.get(name, 1) is None:
             values[name] = 1
+    if "dtype" in values and values["dtype"] is None:
+        del values["dtype"]
     if isinstance(values.get("eos_token_id"), list):
         values["eos_token_id"] = next(iter(values["eos_token_id"]), None)
     if values.get("num_key_value_heads") is None and "num_attention_heads" in values:

@@ -38,9 +38,7 @@ def read_model(folder: str | Path, device: str | torch.device = "cpu", dtype: to
     files = _tensor_files(folder)
     with torch.device("meta"):
         model = CausalLM(config)
-    wanted = {
-        disk: (tuple(part.shape), name) for name, value in model.state_dict().items() for disk, part in split(name, value)
-    }
+    wanted = {disk: list(part.shape) for name, value in model.state_dict().items() for disk, part in split(name, value)}
     readers = {path: _open(path) for path in sorted(set(files.values()))}
     _check(folder, wanted, files, readers)
     stored = readers[files["lm_head.weight"]].get_tensor("lm_head.weight").dtype
@@ -61,16 +59,7 @@ def _tensor_files(folder: Path) -> dict[str, Path]:
     """Which file holds each tensor."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        try:
-            table = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{index} is not a safetensors index with a weight_map") from None
-        files = {}
-        for name, file in table.items():
-            if not isinstance(file, str) or Path(file).name != file:
-                raise ValueError(f"{index}: {name} points at {file!r}, outside its folder")
-            files[name] = folder / file
-        return files
+        return _read_index(index)
     single = folder / "model.safetensors"
     if not single.is_file():
         others = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
@@ -78,6 +67,19 @@ def _tensor_files(folder: Path) -> dict[str, Path]:
             raise ValueError(f"{folder} holds {others[0]} and no safetensors; pickled weights are not loaded")
         raise FileNotFoundError(f"no model.safetensors in {folder}")
     return dict.fromkeys(_open(single).keys(), single)
+
+
+def _read_index(index: Path) -> dict[str, Path]:
+    try:
+        table = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError):
+        table = None
+    if not isinstance(table, dict):
+        raise ValueError(f"{index} is not a safetensors index with a weight_map")
+    for name, file in table.items():
+        if not isinstance(file, str) or file in ("", "..") or Path(file).name != file:
+            raise ValueError(f"{index}: {name} points at {file!r}, outside its folder")
+    return {name: index.parent / file for name, file in table.items()}
 
 
 def _open(path: Path) -> Any:
@@ -89,25 +91,27 @@ def _open(path: Path) -> Any:
         raise ValueError(f"{path} is damaged: {error}") from None
 
 
-def _check(folder: Path, wanted: dict[str, Any], files: dict[str, Path], readers: dict[Path, Any]) -> None:
+def _check(folder: Path, wanted: dict[str, list[int]], files: dict[str, Path], readers: dict[Path, Any]) -> None:
     problems = []
-    for name, (shape, _) in wanted.items():
+    for name in sorted(set(files) | set(wanted)):
         if name not in files:
-            # transformers leaves an expert group of width 0 in its files as empty tensors, and we as nothing.
             problems.append(f"{name} is missing")
+            continue
+        if skipped(name):
             continue
         try:
             found = readers[files[name]].get_slice(name)
         except SafetensorError:
             problems.append(f"{name} is not in {files[name].name}, though the index says so")
             continue
-        if tuple(found.get_shape()) != shape:
-            problems.append(f"{name} has shape {list(found.get_shape())}, expected {list(shape)}")
-        elif found.get_dtype() not in ("F32", "BF16", "F16", "F64"):
-            problems.append(f"{name} is stored as {found.get_dtype()}; this reader knows F32, BF16, F16 and F64")
-    for name in sorted(set(files) - set(wanted)):
-        if not skipped(name) and 0 not in readers[files[name]].get_slice(name).get_shape():
-            problems.append(f"{name} is not part of this model")
+        shape, dtype = list(found.get_shape()), found.get_dtype()
+        if name not in wanted:
+            # transformers writes shared experts of width 0 as empty tensors; here they do not exist.
+            problems += [f"{name} is not part of this model"] * (0 not in shape)
+        elif shape != wanted[name]:
+            problems.append(f"{name} has shape {shape}, expected {wanted[name]}")
+        elif dtype not in ("F32", "BF16", "F16", "F64"):
+            problems.append(f"{name} is stored as {dtype}; this reader knows F32, BF16, F16 and F64")
     if problems:
         more = f" (and {len(problems) - _MAX_PROBLEMS} more)" if len(problems) > _MAX_PROBLEMS else ""
         raise ValueError(f"{folder}: {'; '.join(problems[:_MAX_PROBLEMS])}{more}")

@@ -64,8 +64,9 @@ class CausalLM(nn.Module):
 
     def hidden(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """Final normed activations. tokens int64 [B, T] -> [B, T, D]; raises as `forward` does."""
-        if tokens.dim() != 2 or tokens.dtype != torch.int64:
-            raise ValueError(f"tokens are {tokens.dtype} {list(tokens.shape)}; they must be torch.int64 [B, T]")
+        if tokens.dim() != 2 or tokens.dtype != torch.int64 or not tokens.numel():
+            given = f"{tokens.dtype} {list(tokens.shape)}"
+            raise ValueError(f"tokens are {given}; they must be torch.int64 [B, T], at least one")
         B, T = tokens.shape
         start: int | Tensor = 0
         if cache is not None:

@@ -68,8 +68,9 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float, start: int | Tensor) -> 
     """PyTorch's fused kernels. The value is padded to the key's width, without which the fused path is not taken."""
     K, V = q.shape[-1], v.shape[-1]
     if _may_hide_keys(start, q, k):
-        # The kernels multiply hidden values by zero, and zero times NaN is NaN.
-        v = torch.where(causal_mask(start, q.shape[2], k.shape[2], q.device).any(-2)[..., None], v, 0.0)
+        # The kernels add minus infinity to hidden logits and multiply hidden values by zero; NaN survives both.
+        seen = causal_mask(start, q.shape[2], k.shape[2], q.device).any(-2)[..., None]
+        k, v = torch.where(seen, k, 0.0), torch.where(seen, v, 0.0)
     if V < K:
         v = F.pad(v, (0, K - V))
     elif K < V:

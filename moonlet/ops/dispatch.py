@@ -29,7 +29,10 @@ def register(op: str, name: str) -> Callable[[F], F]:
 
 def implementation(op: str, choice: str) -> Callable[..., Any]:
     """Return the implementation `choice` of `op`, or the one forced instead."""
-    return _implementations[op][_forced.get(op, choice)]
+    name = _forced.get(op, choice)
+    if name not in _implementations[op]:
+        raise _no_such(op, name)  # only the environment can have asked for it
+    return _implementations[op][name]
 
 
 def names(op: str) -> list[str]:
@@ -41,7 +44,7 @@ def names(op: str) -> list[str]:
 def force(op: str, name: str) -> Iterator[None]:
     """Use `name` for every call of `op` inside the block, whatever its inputs."""
     if name not in _implementations.get(op, {}):
-        raise ValueError(f"op {op!r} has no implementation {name!r}; valid: {', '.join(names(op)) or 'none'}")
+        raise _no_such(op, name)
     before = _forced.get(op)
     _forced[op] = name
     try:
@@ -51,6 +54,10 @@ def force(op: str, name: str) -> Iterator[None]:
             del _forced[op]
         else:
             _forced[op] = before
+
+
+def _no_such(op: str, name: str) -> ValueError:
+    return ValueError(f"op {op!r} has no implementation {name!r}; valid: {', '.join(names(op)) or 'none'}")
 
 
 def _read_environment() -> None:

@@ -1,0 +1,112 @@
+"""How big a model is: exact counts, taken from the modules themselves and not from a formula beside them.
+
+The model is built on the meta device, where a trillion parameters take no memory, and its tensors are sorted by name:
+
+    total  = embedding + head + norms + attention + dense + router + routed experts + shared experts
+    active = total - embedding - head - routed experts * (1 - A/E)       what one token passes through
+
+The cache keeps kv_lora_rank + qk_rope_head_dim numbers a token and layer; plain multi-head attention with the same
+heads would keep the keys and values of each, H (K + P + V).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Size
+
+from moonlet.config import ModelConfig
+from moonlet.model.init import build
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Numbers of parameters, the routers' correction bias included, as a checkpoint holds them."""
+
+    embedding: int = 0
+    head: int = 0
+    norms: int = 0  # the two of each layer and the final one
+    attention: int = 0  # its latent norms included
+    dense: int = 0  # the feed-forward part of the layers without experts
+    router: int = 0
+    routed_experts: int = 0
+    shared_experts: int = 0
+    routed_experts_active: int = 0  # the part of routed_experts one token passes through; not a part of its own
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """The parts by name; they sum to `total`."""
+        names = ("embedding", "attention", "dense", "router", "routed_experts", "shared_experts", "norms", "head")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(self.parts.values())
+
+    @property
+    def active(self) -> int:
+        """What one token passes through, without embedding and head."""
+        return self.total - self.embedding - self.head - self.routed_experts + self.routed_experts_active
+
+    @property
+    def active_with_head(self) -> int:
+        """What one token is multiplied with, the head included."""
+        return self.active + self.head
+
+    @property
+    def active_with_embedding(self) -> int:
+        """What one token passes through, with head and the whole embedding table."""
+        return self.active_with_head + self.embedding
+
+
+def shapes(config: ModelConfig) -> dict[str, Size]:
+    """Name and shape of every tensor in a model's state, experts stacked, in the order of the modules."""
+    return {name: value.shape for name, value in build(config, device="meta").state_dict().items()}
+
+
+def count(config: ModelConfig, tensors: Mapping[str, Size] | None = None) -> Counts:
+    """Count the parameters of a model of this configuration.
+
+    Args:
+        config: of any size.
+        tensors: what `shapes(config)` returned, where the caller has it already.
+
+    Raises:
+        ValueError: a tensor that belongs to no known part, so that nothing is ever left out of a total.
+    """
+    sums = dict.fromkeys(Counts().parts, 0)
+    for name, shape in (shapes(config) if tensors is None else tensors).items():
+        sums[part_of(name)] += shape.numel()
+    experts = max(config.n_routed_experts, 1)
+    assert sums["routed_experts"] % experts == 0, "experts differ in size"
+    return Counts(**sums, routed_experts_active=sums["routed_experts"] // experts * config.num_experts_per_tok)
+
+
+def part_of(name: str) -> str:
+    """Which of `Counts.parts` the tensor `name` of a model's state belongs to."""
+    for piece, part in (
+        ("embed_tokens.", "embedding"),
+        ("lm_head.", "head"),
+        (".self_attn.", "attention"),
+        (".mlp.gate.", "router"),
+        (".mlp.experts.", "routed_experts"),
+        (".mlp.shared_experts.", "shared_experts"),
+        (".mlp.", "dense"),
+        ("norm.", "norms"),
+    ):
+        if piece in name:
+            return part
+    raise ValueError(f"tensor {name!r} belongs to no part that count knows")
+
+
+def cache_bytes_per_token(config: ModelConfig, bytes_per_value: int = 2) -> int:
+    """Bytes the latent cache takes for each token, over all layers; two bytes a value are bf16."""
+    return (config.kv_lora_rank + config.qk_rope_head_dim) * config.num_hidden_layers * bytes_per_value
+
+
+def full_cache_bytes_per_token(config: ModelConfig, bytes_per_value: int = 2) -> int:
+    """Bytes a cache of whole keys and values would take: every head's K + P and V numbers."""
+    per_layer = config.num_attention_heads * (config.qk_head_dim + config.v_head_dim)
+    return per_layer * config.num_hidden_layers * bytes_per_value

@@ -1,0 +1,193 @@
+"""ModelConfig reads every published file, and refuses what it cannot compute, naming both numbers."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig
+
+from moonlet.config import ModelConfig, RopeScaling, preset, preset_names
+
+YARN: dict[str, Any] = {"type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096}
+
+
+def test_presets_are_the_named_ones() -> None:
+    assert {"deepseek-v3", "k2-nano", "kimi-k2", "kimi-k2-thinking", "moonlight-16b-a3b"} <= set(preset_names())
+
+
+def test_kimi_k2_as_published() -> None:
+    c = preset("kimi-k2")
+    assert (c.num_hidden_layers, c.hidden_size, c.num_attention_heads) == (61, 7168, 64)
+    assert (c.q_lora_rank, c.kv_lora_rank, c.qk_head_dim, c.v_head_dim) == (1536, 512, 192, 128)
+    assert (c.n_routed_experts, c.num_experts_per_tok, c.n_shared_experts, c.n_group) == (384, 8, 1, 1)
+    assert (c.routed_scaling_factor, c.rms_norm_eps, c.rope_theta) == (2.827, 1e-6, 50000.0)
+    assert c.rope_scaling == RopeScaling(32.0, 4096, beta_fast=1.0, beta_slow=1.0, mscale=1.0, mscale_all_dim=1.0)
+    assert (c.bos_token_id, c.eos_token_id, c.max_position_embeddings) == (163584, 163585, 131072)
+
+
+def test_kimi_k2_thinking_differs_from_kimi_k2_only_where_published() -> None:
+    base, thinking = preset("kimi-k2"), preset("kimi-k2-thinking")
+    assert thinking.rope_scaling is not None
+    assert thinking.rope_scaling.factor == 64.0
+    changed = {"max_position_embeddings": 262144, "rms_norm_eps": 1e-5, "eos_token_id": 163586, "pad_token_id": 163839}
+    assert base.replace(rope_scaling=thinking.rope_scaling, **changed) == thinking
+
+
+def test_moonlight_as_published() -> None:
+    c = preset("moonlight-16b-a3b")
+    assert c.q_lora_rank is None
+    assert c.rope_scaling is None
+    assert (c.n_routed_experts, c.num_experts_per_tok, c.n_shared_experts) == (64, 6, 2)
+    assert (c.routed_scaling_factor, c.rms_norm_eps) == (2.446, 1e-5)
+
+
+def test_deepseek_v3_as_published() -> None:
+    c = preset("deepseek-v3")
+    assert (c.n_group, c.topk_group, c.first_k_dense_replace, c.num_attention_heads) == (8, 4, 3, 128)
+    assert (c.rope_theta, c.routed_scaling_factor, c.vocab_size) == (10000.0, 2.5, 129280)
+    assert [c.is_moe(i) for i in range(5)] == [False, False, False, True, True]
+
+
+@pytest.mark.parametrize("name", ["deepseek-v3", "k2-nano", "kimi-k2", "kimi-k2-thinking", "moonlight-16b-a3b"])
+def test_dict_round_trip_and_the_oracles_reader(name: str, tmp_path: Path) -> None:
+    config = preset(name)
+    assert ModelConfig.from_dict(config.to_dict()) == config
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()), encoding="utf-8")
+    assert ModelConfig.from_file(tmp_path) == ModelConfig.from_file(tmp_path / "config.json") == config
+    theirs = AutoConfig.from_pretrained(tmp_path)
+    assert type(theirs).__name__ == "DeepseekV3Config"
+    for field in ("hidden_size", "q_lora_rank", "n_routed_experts", "routed_scaling_factor", "rms_norm_eps", "n_group"):
+        assert getattr(theirs, field) == getattr(config, field), field
+    assert theirs.rope_parameters["rope_theta"] == config.rope_theta
+    assert theirs.rope_parameters["rope_type"] == ("yarn" if config.rope_scaling else "default")
+
+
+def test_source_is_neither_compared_nor_saved() -> None:
+    assert ModelConfig(source="a") == ModelConfig(source="b")
+    assert "source" not in ModelConfig(source="a").to_dict()
+
+
+@pytest.mark.parametrize(
+    ("spelled", "meant"),
+    [
+        ({"model_type": "kimi_k2", "torch_dtype": "float16"}, {"dtype": "float16"}),
+        ({"dtype": "float16"}, {"dtype": "float16"}),
+        ({"torch_dtype": None}, {}),
+        ({"num_local_experts": 16}, {"n_routed_experts": 16}),
+        ({"num_mtp_layers": 1}, {"num_nextn_predict_layers": 1}),
+        ({"n_group": None, "topk_group": None}, {"n_group": 1, "topk_group": 1}),
+        ({"n_shared_experts": None}, {"n_shared_experts": 0}),
+        ({"n_routed_experts": None}, {"n_routed_experts": 0}),
+        ({"eos_token_id": [7, 8]}, {"eos_token_id": 7}),
+        ({"eos_token_id": []}, {"eos_token_id": None}),
+        ({"num_attention_heads": 8}, {"num_attention_heads": 8, "num_key_value_heads": 8}),
+        ({"rope_scaling": None}, {"rope_scaling": None}),
+        ({"rope_scaling": {}}, {"rope_scaling": None}),
+        ({"rope_scaling": YARN}, {"rope_scaling": RopeScaling(32.0, 4096)}),
+        ({"rope_scaling": {"rope_type": "yarn", **YARN}}, {"rope_scaling": RopeScaling(32.0, 4096)}),
+        ({"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}}, {"rope_theta": 1e4, "rope_scaling": None}),
+        (
+            {"rope_parameters": {"rope_theta": 1e4, "rope_type": "yarn", **{k: YARN[k] for k in list(YARN)[1:]}}},
+            {"rope_theta": 1e4, "rope_scaling": RopeScaling(32.0, 4096)},
+        ),
+        ({"ep_size": 1, "pretraining_tp": 1, "quantization_config": {"fmt": "e4m3"}, "auto_map": {}}, {}),
+    ],
+)
+def test_spellings_of_each_family_mean_the_same(spelled: dict[str, Any], meant: dict[str, Any]) -> None:
+    assert ModelConfig.from_dict(spelled) == ModelConfig(**meant)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"hiden_size": 3}, "unknown config key 'hiden_size'; did you mean 'hidden_size'"),
+        ({"n_routed_expert": 3}, "did you mean 'n_routed_experts'"),
+        ({"rope_scaling": {**YARN, "fator": 2}}, "unknown rope_scaling key 'fator'; did you mean 'factor'"),
+        ({"model_type": "llama"}, "model_type is 'llama'; valid: 'deepseek_v3', 'kimi_k2'"),
+        ({"num_attention_heads": 8, "num_key_value_heads": 4}, "num_key_value_heads is 4 and num_attention_heads 8"),
+        ({"n_group": 7}, "n_routed_experts 384 is not a multiple of n_group 7"),
+        ({"n_group": 2, "topk_group": 3}, "topk_group 3 exceeds n_group 2"),
+        ({"num_experts_per_tok": 385}, "num_experts_per_tok is 385; it must lie in 1..384"),
+        ({"n_group": 8, "num_experts_per_tok": 49}, "num_experts_per_tok is 49; it must lie in 1..48"),
+        ({"n_group": 384, "topk_group": 8}, "n_group 384 leaves 1 expert a group"),
+        ({"qk_rope_head_dim": 63}, "qk_rope_head_dim is 63; it must be even"),
+        ({"scoring_func": "softmax"}, "scoring_func is 'softmax'; valid: 'sigmoid'"),
+        ({"topk_method": "greedy"}, "topk_method is 'greedy'; valid: 'noaux_tc'"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; valid: 'silu'"),
+        ({"attention_bias": True}, "attention_bias is True; valid: False"),
+        ({"rope_interleave": False}, "rope_interleave is False; valid: True"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings is true; valid: false"),
+        ({"hidden_size": 0}, "hidden_size is 0; it must be at least 1"),
+        ({"hidden_size": 64.0}, "hidden_size is 64.0; it must be a whole number"),
+        ({"hidden_size": None}, "hidden_size is None; it must be a whole number"),
+        ({"vocab_size": True}, "vocab_size is True; it must be a whole number"),
+        ({"q_lora_rank": 0}, "q_lora_rank is 0; it must be at least 1, or null"),
+        ({"q_lora_rank": 1.5}, "q_lora_rank is 1.5; it must be a whole number or null"),
+        ({"first_k_dense_replace": -1}, "first_k_dense_replace is -1; it must be at least 0"),
+        ({"rms_norm_eps": 0.0}, "rms_norm_eps is 0.0; it must be larger than 0"),
+        ({"rms_norm_eps": "1e-6"}, "rms_norm_eps is '1e-6'; it must be a finite number"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan; it must be a finite number"),
+        ({"rope_theta": 1}, "rope_theta is 1; it must be larger than 1"),
+        ({"initializer_range": -0.1}, "initializer_range is -0.1; it must be at least 0"),
+        ({"norm_topk_prob": "yes"}, "norm_topk_prob is 'yes'; it must be true or false"),
+        ({"dtype": "int4"}, "dtype is 'int4'; valid: 'float32', 'bfloat16'"),
+        ({"rope_scaling": {**YARN, "type": "linear"}}, "rope_scaling.type is 'linear'; valid: 'yarn'"),
+        ({"rope_scaling": {**YARN, "factor": 0.5}}, "rope_scaling.factor is 0.5; it must be at least 1"),
+        ({"rope_scaling": {**YARN, "beta_fast": 0}}, "rope_scaling.beta_fast is 0; it must be larger than 0"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_scaling lacks original_max_position_embeddings"),
+        ({"rope_scaling": {"factor": 2.0}}, "rope_scaling gives factor and no type; valid: 'yarn'"),
+        ({"rope_scaling": "yarn"}, "rope_scaling is 'yarn'; it must be a table"),
+    ],
+)
+def test_impossible_values_are_one_clear_line(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^here: .*{re.escape(message)}") as caught:
+        ModelConfig.from_dict(given, source="here")
+    assert "\n" not in str(caught.value)
+
+
+def test_replace_names_the_nearest_field() -> None:
+    assert preset("k2-nano").replace(hidden_size=128).hidden_size == 128
+    assert preset("k2-nano").replace(rope_scaling=YARN).rope_scaling == RopeScaling(32.0, 4096)
+    with pytest.raises(ValueError, match="did you mean 'hidden_size'"):
+        preset("k2-nano").replace(hiden_size=128)
+
+
+def test_an_unknown_preset_names_the_nearest() -> None:
+    with pytest.raises(ValueError, match="unknown preset 'kimi-k3'; did you mean 'kimi-k2'"):
+        preset("kimi-k3")
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '"x"', "\xff\xfe"])
+def test_a_damaged_file_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"config\.json") as caught:
+        ModelConfig.from_file(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no config\.json at"):
+        ModelConfig.from_file(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("mscale", "mscale_all_dim", "rotation", "softmax"),
+    [
+        (1.0, 1.0, 1.0, 1.813260),  # Kimi-K2: all of it in the softmax scale
+        (1.0, 0.0, 1.346574, 1.0),  # YaRN's own form: all of it in cos and sin
+        (0.707, 1.0, 1.245027 / 1.346574, 1.813260),
+    ],
+)
+def test_yarn_magnitudes(mscale: float, mscale_all_dim: float, rotation: float, softmax: float) -> None:
+    scaling = RopeScaling(32.0, 4096, mscale=mscale, mscale_all_dim=mscale_all_dim)
+    assert scaling.rotation_multiplier == pytest.approx(rotation, rel=1e-5)
+    assert scaling.softmax_multiplier == pytest.approx(softmax, rel=1e-5)
+
+
+def test_a_factor_of_one_changes_no_magnitude() -> None:
+    scaling = RopeScaling(1.0, 4096, mscale=1.0, mscale_all_dim=1.0)
+    assert (scaling.rotation_multiplier, scaling.softmax_multiplier) == (1.0, 1.0)

@@ -1,0 +1,99 @@
+"""The router: the bias chooses and never weighs, groups limit the choice, weights sum to the scale."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from moonlet.config import ModelConfig
+from moonlet.model.router import Router
+
+E, D = 12, 16
+
+
+def draw(seed: int, bias: float = 1.0, **changes: object) -> tuple[Router, Tensor]:
+    """A random router with a bias of the given spread, in evaluation mode, and 20 tokens."""
+    g = torch.Generator().manual_seed(seed)
+    settings = {"n_routed_experts": E, "hidden_size": D, "num_experts_per_tok": 3, "routed_scaling_factor": 2.5}
+    router = Router(ModelConfig(**(settings | changes))).eval()  # type: ignore[arg-type]
+    router.weight.data = torch.randn(E, D, generator=g) / 3
+    router.e_score_correction_bias.copy_(bias * torch.randn(E, generator=g))
+    return router, torch.randn(20, D, generator=g)
+
+
+def scores_of(router: Router, x: Tensor) -> Tensor:
+    return (x @ router.weight.T).sigmoid().detach()
+
+
+seeds = st.integers(0, 10**6)
+
+
+@given(seed=seeds, bias=st.floats(0, 10), active=st.integers(1, E))
+def test_the_bias_chooses_and_never_weighs(seed: int, bias: float, active: int) -> None:
+    router, x = draw(seed, bias, num_experts_per_tok=active, norm_topk_prob=False)
+    index, weight = router(x)
+    s = scores_of(router, x)
+    torch.testing.assert_close(weight, s.gather(1, index) * 2.5, rtol=1e-5, atol=1e-6)
+    biased = s + router.e_score_correction_bias
+    least = biased.gather(1, index).min(-1).values
+    unchosen = biased.scatter(1, index, float("-inf")).max(-1).values
+    assert (least >= unchosen - 1e-6).all()
+    assert all(len(set(row)) == active for row in index.tolist())
+
+
+@given(seed=seeds, active=st.integers(1, E), scale=st.floats(0.1, 10))
+def test_normalised_weights_sum_to_the_scale(seed: int, active: int, scale: float) -> None:
+    router, x = draw(seed, num_experts_per_tok=active, routed_scaling_factor=scale)
+    index, weight = router(x)
+    torch.testing.assert_close(weight.sum(-1), torch.full((20,), scale), rtol=1e-5, atol=0)
+    s = scores_of(router, x).gather(1, index)
+    torch.testing.assert_close(weight, s / s.sum(-1, keepdim=True) * scale, rtol=1e-5, atol=1e-6)
+
+
+@given(seed=seeds, layout=st.sampled_from([(2, 1), (3, 2), (4, 2), (6, 3), (4, 4)]), bias=st.floats(0, 3))
+def test_groups_limit_the_choice_to_the_best_groups(seed: int, layout: tuple[int, int], bias: float) -> None:
+    groups, top = layout
+    router, x = draw(seed, bias, n_group=groups, topk_group=top)
+    index, _ = router(x)
+    size = E // groups
+    biased = (scores_of(router, x) + router.e_score_correction_bias).tolist()
+    for row, chosen in zip(biased, index.tolist(), strict=True):
+        strength = {g: sum(sorted(row[g * size : (g + 1) * size])[-2:]) for g in range(groups)}
+        best = set(sorted(strength, key=lambda g: strength[g])[-top:])
+        open_ = [e for e in range(E) if e // size in best]
+        assert set(chosen) == set(sorted(open_, key=lambda e: row[e])[-3:])
+
+
+def test_scores_stay_fp32_whatever_flows_through() -> None:
+    router, x = draw(0)
+    index, weight = router.bfloat16()(x.bfloat16())
+    assert (index.dtype, weight.dtype) == (torch.int64, torch.float32)
+
+
+def test_the_gradient_passes_through_the_weights_of_the_chosen_only() -> None:
+    router, x = draw(0, num_experts_per_tok=1, norm_topk_prob=False)
+    index, weight = router(x[:1])
+    weight.sum().backward()
+    grad = router.weight.grad
+    assert grad is not None
+    assert set(grad.abs().sum(-1).nonzero().flatten().tolist()) == set(index.flatten().tolist())
+    assert not router.e_score_correction_bias.requires_grad
+
+
+def test_load_counts_what_was_chosen() -> None:
+    router, x = draw(3)
+    router.train()
+    index, _ = router(x)
+    assert torch.equal(router.load, torch.bincount(index.flatten(), minlength=E))
+
+
+@pytest.mark.parametrize("spread", [1e-30, 1e4])
+def test_extreme_logits_give_finite_weights(spread: float) -> None:
+    router, x = draw(1, bias=0.0)
+    index, weight = router(x * spread)
+    assert weight.isfinite().all()
+    assert (weight >= 0).all()
+    assert index.min() >= 0
