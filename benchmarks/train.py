@@ -77,12 +77,16 @@ def transformers_step(folder: str, tokens: torch.Tensor, dtype: torch.dtype, att
 
 def entries(args: argparse.Namespace) -> dict[str, Step]:
     config = preset(args.preset)
-    tokens = torch.randint(0, config.vocab_size, (args.batch, args.seq_len + 1), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(
+        0, config.vocab_size, (args.batch, args.seq_len + 1), generator=torch.Generator().manual_seed(0)
+    )
     found: dict[str, Step] = {"moonlet": moonlet_step(args, tokens)}
     folder = tempfile.mkdtemp(prefix="moonlet-bench-")
     write_model(build(args.preset), Path(folder), {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2})
     kinds = ((torch.float32, "fp32"), (torch.bfloat16, "bf16"))
-    for (dtype, name), attention, experts in itertools.product(kinds, ("eager", "sdpa"), ("eager", "grouped_mm", "batched_mm")):
+    for (dtype, name), attention, experts in itertools.product(
+        kinds, ("eager", "sdpa"), ("eager", "grouped_mm", "batched_mm")
+    ):
         try:
             step = transformers_step(folder, tokens, dtype, attention, experts)
             begin = time.perf_counter()
@@ -122,7 +126,9 @@ def main() -> None:
     if not args.plain_allocator:
         keep_freed_memory()
     rates = measure(args)
-    table = Table(title=f"{args.preset}, {args.batch} x {args.seq_len} tokens a step, {torch.get_num_threads()} threads")
+    table = Table(
+        title=f"{args.preset}, {args.batch} x {args.seq_len} tokens a step, {torch.get_num_threads()} threads"
+    )
     for column in ("", "tokens/s (median)", "min - max", "ratio to transformers' best"):
         table.add_column(column, justify="left" if not column else "right")
     best = max(statistics.median(r) for name, r in rates.items() if name != "moonlet")

@@ -156,7 +156,9 @@ def _trainer(recipe: Recipe, run: Run, tokenizer: Tokenizer, dataset: Dataset, c
     if checkpoint:
         progress, _ = read_state(checkpoint, optimizer)
     facts = {"compute_dtype": str(dtype).removeprefix("torch."), "device": str(device)}
-    run.write_facts(**facts, data=str(dataset.folder), threads=torch.get_num_threads(), resumed_from=progress.step or None)
+    run.write_facts(
+        **facts, data=str(dataset.folder), threads=torch.get_num_threads(), resumed_from=progress.step or None
+    )
     sizes = sum(p.numel() for p in model.parameters())
     console.print(f"model      {sizes:,} parameters, {facts['compute_dtype']} on {facts['device']}")
     if checkpoint:

@@ -33,6 +33,9 @@ class LatentCache:
     def rows(self, first: int, last: int) -> LatentCache:
         return LatentCache(self.entries[first:last])
 
+    def keep(self, rows: list[int]) -> LatentCache:
+        return LatentCache(self.entries[rows])
+
 
 class Cache:
     """A model's memory for `batch` independent texts of up to `max_len` tokens each.
@@ -77,6 +80,10 @@ class Cache:
     def rows(self, first: int, last: int) -> Cache:
         """A view of rows first .. last - 1, sharing memory: what is written through it is written here."""
         return Cache([layer.rows(first, last) for layer in self.layers], self.lengths[first:last], self.max_len)
+
+    def keep(self, rows: list[int]) -> Cache:
+        """A new cache that holds copies of these rows, in this order."""
+        return Cache([layer.keep(rows) for layer in self.layers], self.lengths[rows], self.max_len)
 
     def empty_row(self, row: int) -> None:
         """Forget what row `row` holds."""

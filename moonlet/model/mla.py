@@ -80,7 +80,8 @@ class MLA(nn.Module):
             else:
                 latent, k_rope = entries.split((self.R, self.P), -1)
                 out = self.expanded(q_nope, q_rope, latent, k_rope, start)
-        return self.o_proj(out.flatten(2))
+        mixed: Tensor = self.o_proj(out.flatten(2))
+        return mixed
 
     def expanded(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, start: int | Tensor) -> Tensor:
         """Attend to keys and values formed from the latents. -> [B, T, H, V]"""

@@ -34,14 +34,19 @@ class Router(nn.Module):
         self.register_buffer("load", torch.zeros(E, dtype=torch.int64), persistent=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x [N, D] -> expert index int64 [N, A] and weight fp32 [N, A]."""
+        """x [N, D] -> expert index int64 [N, A] and weight fp32 [N, A]; counts the load while training."""
+        index, weight = self.route(x)
+        if self.training:
+            self.load += torch.bincount(index.flatten(), minlength=self.load.shape[0])
+        return index, weight
+
+    def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`forward` without the count."""
         scores = F.linear(x.float(), self.weight.float()).sigmoid()  # (N, E)
         index = self.choose(scores.detach())
         weight = scores.gather(1, index)  # (N, A)
         if self.normalise:
             weight = weight / (weight.sum(-1, keepdim=True) + 1e-20)
-        if self.training:
-            self.load += torch.bincount(index.flatten(), minlength=self.load.shape[0])
         return index, weight * self.scale
 
     def choose(self, scores: Tensor) -> Tensor:

@@ -113,7 +113,7 @@ def products(q: Tensor, k: Tensor, v: Tensor, scale: float, start: int | Tensor)
     S, V = v.shape[2:]
     bias = torch.zeros(T, S, dtype=torch.float32, device=q.device)
     bias.masked_fill_(~causal_mask(start, T, S, q.device), float("-inf"))
-    out: Tensor = _Products.apply(q.reshape(B * H, T, K), k.reshape(B * H, S, K), v.reshape(B * H, S, V), bias, scale)
+    out: Tensor = _Products.apply(q.reshape(B * H, T, K), k.reshape(B * H, S, K), v.reshape(B * H, S, V), bias, scale)  # type: ignore[no-untyped-call]
     return out.view(B, H, T, V)
 
 

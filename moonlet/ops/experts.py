@@ -36,7 +36,7 @@ def experts(x: Tensor, gate_up: Tensor, down: Tensor, index: Tensor, weight: Ten
 
 
 def _choose(x: Tensor, gate_up: Tensor, index: Tensor) -> str:
-    if index.numel() <= 32 and not (torch.is_grad_enabled() and (x.requires_grad or gate_up.requires_grad)):
+    if index.numel() <= 128 and not (torch.is_grad_enabled() and (x.requires_grad or gate_up.requires_grad)):
         return "few"
     return "sorted"
 
@@ -55,18 +55,36 @@ def reference(x: Tensor, gate_up: Tensor, down: Tensor, index: Tensor, weight: T
 
 @register("experts", "few")
 def few(x: Tensor, gate_up: Tensor, down: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    """A product a token and expert, without layout work; no gradient."""
-    rows = []
-    half = down.shape[2]
-    for n, (chosen, weights) in enumerate(zip(index.tolist(), weight.tolist(), strict=True)):
-        row = x[n : n + 1]  # (1, D)
-        y = None
-        for e, w in zip(chosen, weights, strict=True):
-            h = F.linear(row, gate_up[e])  # (1, 2I)
-            out = F.linear(F.silu(h[:, :half]) * h[:, half:], down[e])
-            y = out * w if y is None else torch.add(y, out, alpha=w)
-        rows.append(y if y is not None else torch.zeros_like(row))
-    return torch.cat(rows) if len(rows) != 1 else rows[0]
+    """Each expert that was chosen reads its tokens once, without layout work; no gradient."""
+    if x.shape[0] == 1:
+        return _one(x, gate_up, down, index[0].tolist(), weight[0].tolist())
+    tokens: dict[int, list[int]] = {}
+    places: dict[int, list[int]] = {}
+    for place, e in enumerate(index.flatten().tolist()):
+        tokens.setdefault(e, []).append(place // index.shape[1])
+        places.setdefault(e, []).append(place)
+    w = weight.to(x.dtype).view(-1, 1)
+    y = torch.zeros_like(x)
+    for e in sorted(tokens):
+        token, place = torch.tensor((tokens[e], places[e]), device=x.device)
+        h = _swiglu(x.index_select(0, token), gate_up[e], down[e])  # (n, D)
+        y.index_add_(0, token, h.mul_(w.index_select(0, place)))
+    return y
+
+
+def _one(x: Tensor, gate_up: Tensor, down: Tensor, chosen: list[int], weights: list[float]) -> Tensor:
+    """x [1, D] through its experts."""
+    y = None
+    for e, w in zip(chosen, weights, strict=True):
+        out = _swiglu(x, gate_up[e], down[e])
+        y = out.mul_(w) if y is None else y.add_(out, alpha=w)
+    return torch.zeros_like(x) if y is None else y
+
+
+def _swiglu(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    h = F.linear(x, gate_up)  # (n, 2I)
+    gate, up = h.chunk(2, -1)
+    return F.linear(F.silu(gate).mul_(up), down)
 
 
 @register("experts", "sorted")

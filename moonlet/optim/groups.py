@@ -22,7 +22,8 @@ class Group:
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[Group]:
     """Split the trainable parameters of `model` into matrices (expert stacks included) and vectors."""
-    matrices, vectors = {}, {}
+    matrices: dict[str, nn.Parameter] = {}
+    vectors: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (matrices if parameter.dim() > 1 else vectors)[name] = parameter

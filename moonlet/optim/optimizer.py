@@ -71,9 +71,7 @@ class AdamW:
     def state(self) -> dict[str, Tensor]:
         """`NAME.exp_avg`, `NAME.exp_avg_sq` (shape of the parameter) and `NAME.step` (fp32 scalar); empty at first."""
         return {
-            f"{self._names[p]}.{part}": values[part]
-            for p, values in self._inner.state.items()
-            for part in self._PARTS
+            f"{self._names[p]}.{part}": values[part] for p, values in self._inner.state.items() for part in self._PARTS
         }
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:

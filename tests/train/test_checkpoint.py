@@ -80,13 +80,14 @@ def test_a_kill_in_any_phase_leaves_the_old_checkpoint(
             patch.setattr(checkpoint, "atomic_write", die)
         if phase == "rename":
             patch.setattr(checkpoint.os, "replace", die)
-        with pytest.raises(Kill):
-            if phase == "prune":
-                patch.undo()
-                save_checkpoint(tmp_path, 2, fill)
-                patch.setattr(checkpoint.shutil, "rmtree", die)
+        if phase == "prune":
+            patch.undo()
+            save_checkpoint(tmp_path, 2, fill)
+            patch.setattr(checkpoint.shutil, "rmtree", die)
+            with pytest.raises(Kill):
                 prune(tmp_path, 1)
-            else:
+        else:
+            with pytest.raises(Kill):
                 save_checkpoint(tmp_path, 2, die if phase == "write" else fill)
     good = newest_good(tmp_path)
     assert good is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from moonlet.config.recipe import OptimSettings
@@ -21,7 +23,7 @@ def test_warmup_rises_in_equal_parts_to_the_peak() -> None:
 def test_wsd_holds_the_peak_then_falls_to_the_minimum(shape: str) -> None:
     r = rates(100, schedule="wsd", decay_fraction=0.4, decay_shape=shape, min_lr=0.1)
     assert r[10:60] == [1.0] * 50
-    assert all(a > b for a, b in zip(r[59:], r[60:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(r[59:]))
     assert 0.1 < r[-1] < 0.13
 
 

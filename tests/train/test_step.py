@@ -79,7 +79,8 @@ def test_clipping_bounds_the_gradient_the_optimizer_sees(model: CausalLM) -> Non
 
     class Spy:
         def step(self, lr: float) -> None:
-            seen.append(float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])))
+            gradients = [p.grad for p in model.parameters() if p.grad is not None]
+            seen.append(float(torch.nn.utils.get_total_norm(gradients)))
 
         def zero_grad(self) -> None:
             model.zero_grad()
@@ -117,7 +118,7 @@ def test_three_bad_steps_in_a_row_stop_the_run_with_its_last_checkpoint(
         return original(self, *batch) * (float("nan") if bad else 1.0)
 
     monkeypatch.setattr(CausalLM, "loss", loss)
-    with pytest.raises(TrainingStopped, match="3 steps in a row.*step 6"):
+    with pytest.raises(TrainingStopped, match=r"3 steps in a row.*step 6"):
         job.start(tiny.recipe(tmp_path, "train.steps=20"), tmp_path / "run", tiny.quiet())
     assert [r["step"] for r in read_metrics(tmp_path / "run" / "metrics.jsonl", "skip")] == [3, 6, 7, 8]
     newest = newest_good(tmp_path / "run" / "checkpoints")
