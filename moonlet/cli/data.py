@@ -7,7 +7,11 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Make, prepare and look at training text.", no_args_is_help=True)
+app = typer.Typer(
+    help="Make, prepare and look at training text.",
+    no_args_is_help=True,
+    epilog="Example: moonlet data story --megabytes 10 --out stories.txt",
+)
 
 
 @app.command(epilog="Example: moonlet data story --megabytes 10 --out stories.txt --valid valid.txt")

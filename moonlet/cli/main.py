@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 
-import click
 import typer
 
 from moonlet.cli import data, evaluate, generate, inspect, quickstart, resume, tokenizer, train
@@ -31,6 +30,9 @@ app.command()(generate.generate)
 app.command(name="eval")(evaluate.evaluate)
 app.command()(inspect.inspect)
 
+# typer carries its own copy of click or imports the real one, by version; this base class is whichever it raises.
+_UsageError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
 # What a user's input, disk or machine can cause. Anything else is a bug and keeps its traceback.
 _EXPECTED = (ValueError, OSError)
 
@@ -39,16 +41,16 @@ def main() -> None:
     """Run the command line; an expected error is one line on stderr and exit code 2."""
     try:
         code = app(standalone_mode=False)
-    except click.exceptions.Abort:
+    except typer.Abort:
         _fail("stopped", 130)
-    except click.exceptions.ClickException as error:
-        _fail(" ".join(error.format_message().split()), 2)
     except KeyboardInterrupt:
         _fail("stopped", 130)
     except BrokenPipeError:
         # The reader of our output has gone, as in `moonlet ... | head`; nothing is left to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except _UsageError as error:  # type: ignore[misc]
+        _fail(" ".join(error.format_message().split()), 2)  # type: ignore[attr-defined]
     except _EXPECTED as error:
         if os.environ.get("MOONLET_DEBUG"):
             raise

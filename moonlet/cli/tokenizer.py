@@ -7,7 +7,11 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Train and look at tokenizers.", no_args_is_help=True)
+app = typer.Typer(
+    help="Train and look at tokenizers.",
+    no_args_is_help=True,
+    epilog="Example: moonlet tokenizer train stories.txt --vocab-size 2048 --out tokenizers/stories",
+)
 
 _Folder = Annotated[Path, typer.Argument(help="Tokenizer folder.")]
 

@@ -11,10 +11,10 @@ import typer
 def train(
     recipe: Annotated[Path, typer.Argument(help="A TOML recipe.", show_default=False)],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Changes to it, as a.b=c.", metavar="[a.b=c]...", show_default=False)
+        list[str] | None, typer.Argument(help="Changes to it, as a.b=c.", metavar="a.b=c", show_default=False)
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The run folder to make.", show_default="runs/NAME of the recipe")
+        Path | None, typer.Option(help="The run folder to make.", show_default="runs/NAME, the recipe's")
     ] = None,
 ) -> None:
     """Train a model as a recipe says.
