@@ -5,8 +5,9 @@
 
 Every setting of transformers (fp32 and bf16, attention eager and sdpa, all implementations of the experts) is timed
 first, and its fastest go into the rounds, as a bare loop over forward with its cache and as `generate`. moonlet runs in
-fp32, as the same bare loop (`Step`) and as `complete`, which also draws, decodes bytes and looks for ends. All are
-greedy. The allocator is told to keep freed memory, for both.
+fp32, as the same bare loop (`Step`) and as `complete`, which also draws, decodes bytes and looks for ends; in batches
+exact (each row as it would be alone, the default) and with rows sharing their products. All are greedy. The allocator
+is told to keep freed memory, for both.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ Run = Callable[[int, int], float]
 """(batch, tokens) -> tokens a second, over all rows."""
 
 
-def moonlet_loop(model: CausalLM) -> Run:
+def moonlet_loop(model: CausalLM, exact: bool) -> Run:
     """The decode step and argmax."""
-    step = Step(model)
+    step = Step(model, exact)
 
     @torch.inference_mode()
     def run(batch: int, tokens: int) -> float:
@@ -64,13 +65,13 @@ def moonlet_loop(model: CausalLM) -> Run:
     return run
 
 
-def moonlet_complete(model: CausalLM) -> Run:
+def moonlet_complete(model: CausalLM, exact: bool) -> Run:
     """What a user calls."""
 
     def run(batch: int, tokens: int) -> float:
         params = SamplingParams(max_new_tokens=tokens, temperature=0.0)
         start = time.perf_counter()
-        done = complete(model, BYTES, [PROMPT] * batch, params, batch_size=batch)
+        done = complete(model, BYTES, [PROMPT] * batch, params, batch_size=batch, exact=exact)
         seconds = time.perf_counter() - start
         assert all(len(c.token_ids) == tokens for c in done)
         return batch * tokens / seconds
@@ -185,7 +186,7 @@ def main() -> None:
     parser.add_argument("--preset", default="k2-nano")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -200,9 +201,13 @@ def main() -> None:
         peers = load_peers(Path(folder))
     check(model, peers)
     lay_out(model)
-    ours = {"moonlet loop (float32)": moonlet_loop(model), "moonlet complete (float32)": moonlet_complete(model)}
     console.print(f"{options.preset}, {options.threads} thread(s), torch {torch.__version__}")
     for batch in options.batch:
+        ours = {}
+        for exact in (True, False) if batch > 1 else (True,):
+            kind = f"float32, {'exact' if exact else 'shared products'}" if batch > 1 else "float32"
+            ours[f"moonlet loop ({kind})"] = moonlet_loop(model, exact)
+            ours[f"moonlet complete ({kind})"] = moonlet_complete(model, exact)
         console.print(contest(batch, ours, peers, options.rounds, options.tokens))
 
 

@@ -31,6 +31,9 @@ def generate(
         list[str] | None, typer.Option(help="End before this text; may be given again.", show_default=False)
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Prompts continued together at most.", min=1)] = 16,
+    exact: Annotated[
+        bool, typer.Option(help="Each text is what it would be alone; several are faster without.")
+    ] = True,
 ) -> None:
     """Continue texts; a single one appears as it is made.
 
@@ -53,7 +56,7 @@ def generate(
     model, tokenizer = load(path)
     lay_out(model)
     if len(texts) > 1:
-        for number, done in enumerate(complete(model, tokenizer, texts, params, batch_size), 1):
+        for number, done in enumerate(complete(model, tokenizer, texts, params, batch_size, exact), 1):
             print(f"[{number}] {done.prompt}{done.text}\n")
         return
 
@@ -66,7 +69,8 @@ def generate(
         begun = True
 
     try:
-        complete(model, tokenizer, texts, params, batch_size, show)
+        complete(model, tokenizer, texts, params, batch_size, exact, show)
+        show(0, "")
     finally:
         if begun:
             print(flush=True)

@@ -1,0 +1,43 @@
+"""From a model to text: samplers, the decode step, and the engine that continues many prompts at once.
+
+Names are resolved on first use, so that importing the room does not import torch. The room itself can be called:
+`moonlet.generate(model, tokenizer, prompts)` is `moonlet.generate.generate(...)`.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moonlet.generate.engine import Completion, complete, generate, stream
+    from moonlet.generate.sample import SamplingParams
+    from moonlet.generate.step import Step, lay_out
+
+__all__ = ["Completion", "SamplingParams", "Step", "complete", "generate", "lay_out", "stream"]
+
+_HOME = {
+    "Completion": "moonlet.generate.engine",
+    "SamplingParams": "moonlet.generate.sample",
+    "Step": "moonlet.generate.step",
+    "complete": "moonlet.generate.engine",
+    "generate": "moonlet.generate.engine",
+    "lay_out": "moonlet.generate.step",
+    "stream": "moonlet.generate.engine",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+class _Room(ModuleType):
+    def __call__(self, *args: Any, **settings: Any) -> Any:
+        return import_module("moonlet.generate.engine").generate(*args, **settings)
+
+
+sys.modules[__name__].__class__ = _Room

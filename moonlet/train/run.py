@@ -1,14 +1,14 @@
 """A run folder: everything one training run made, in one place.
 
-    recipe.toml      the resolved recipe; `moonlet train RUN/recipe.toml` repeats the run
-    run.json         versions, git hash, machine, compute dtype
-    metrics.jsonl    one line a step, evaluation and checkpoint
-    loss.png         redrawn while training
-    samples.md       the same prompts at several steps
-    tokenizer/       as Hugging Face loads it
-    data/            token shards
-    checkpoints/     step-NNNNNNNN: Hugging Face directories with a state/ to resume from
-    model/           the finished model, a Hugging Face directory
+recipe.toml      the resolved recipe; `moonlet train RUN/recipe.toml` repeats the run
+run.json         versions, git hash, machine, compute dtype
+metrics.jsonl    one line a step, evaluation and checkpoint
+loss.png         redrawn while training
+samples.md       the same prompts at several steps
+tokenizer/       as Hugging Face loads it
+data/            token shards
+checkpoints/     step-NNNNNNNN: Hugging Face directories with a state/ to resume from
+model/           the finished model, a Hugging Face directory
 """
 
 from __future__ import annotations

@@ -1,0 +1,272 @@
+"""Continuing texts: prefill each prompt alone, then decode all of them together, a token a step.
+
+A prompt's text does not depend on its company: it is prefilled alone, draws from a random stream of its own
+(`sample.RandomStream`), attends to its own cache row, and with `exact` decodes to the same bits as alone (`step.py`).
+Without, rows share each product: at 16 rows three times as fast, but a text may part from its lone self where two
+tokens or two experts tie to the precision of the arithmetic, which is rare in fp32 and common in bf16.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypedDict, Unpack, overload
+
+import torch
+from torch import Tensor
+
+from moonlet.generate.sample import RandomStream, SamplingParams, sample
+from moonlet.generate.step import Step
+from moonlet.generate.text import TextStream
+from moonlet.model.cache import Cache
+from moonlet.model.model import CausalLM
+from moonlet.text import Tokenizer
+
+PREFILL_CHUNK = 512  # tokens read at once: bounds the memory a long prompt takes
+
+OnText = Callable[[int, str], None]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What was made of one prompt."""
+
+    prompt: str
+    text: str
+    """The continuation alone, without the stop string."""
+    token_ids: tuple[int, ...]
+    """The tokens drawn, without [EOS]; on a stop string, up to the token that completed it."""
+    finish_reason: Literal["stop", "length"]
+    """"stop": [EOS] or a stop string; "length": max_new_tokens."""
+
+
+@dataclass
+class _Row:
+    """A text in the making."""
+
+    index: int
+    prompt: list[int]
+    stream: TextStream
+    random: RandomStream
+    new: list[int] = field(default_factory=list)
+    text: list[str] = field(default_factory=list)
+    finish: Literal["stop", "length"] | None = None
+    seen: Tensor | None = None  # bool [V], kept for the repetition penalty only
+
+
+class Settings(TypedDict, total=False):
+    """The settings of SamplingParams by name; `stop` may be a single text."""
+
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    seed: int | None
+    stop: str | Sequence[str]
+
+
+@overload
+def generate(
+    model: CausalLM,
+    tokenizer: Tokenizer,
+    prompts: str,
+    *,
+    batch_size: int = ...,
+    exact: bool = ...,
+    on_text: OnText | None = ...,
+    **settings: Unpack[Settings],
+) -> str: ...
+@overload
+def generate(
+    model: CausalLM,
+    tokenizer: Tokenizer,
+    prompts: list[str] | tuple[str, ...],
+    *,
+    batch_size: int = ...,
+    exact: bool = ...,
+    on_text: OnText | None = ...,
+    **settings: Unpack[Settings],
+) -> list[str]: ...
+def generate(
+    model: CausalLM,
+    tokenizer: Tokenizer,
+    prompts: str | list[str] | tuple[str, ...],
+    *,
+    batch_size: int = 16,
+    exact: bool = True,
+    on_text: OnText | None = None,
+    **settings: Unpack[Settings],
+) -> str | list[str]:
+    """Continue texts.
+
+    Args:
+        prompts: one text, or several; an empty one starts from nothing.
+        batch_size: prompts decoded together at most.
+        exact: keep each text to the bit what it is alone, at the cost of speed in batches.
+        on_text: called with (index of the prompt, piece) as text appears.
+        settings: of `SamplingParams`: max_new_tokens=256, temperature=0.8, top_k=0, top_p=1.0, min_p=0.0,
+            repetition_penalty=1.0, seed=None, stop=().
+
+    Returns:
+        Prompt and continuation in one string; a list of them if a list was given.
+
+    Raises:
+        ValueError: a setting out of range, or a prompt that does not fit the model; see `complete`.
+    """
+    if isinstance(settings.get("stop"), str):
+        settings["stop"] = (str(settings["stop"]),)
+    params = SamplingParams(**settings)  # type: ignore[arg-type]
+    many = [prompts] if isinstance(prompts, str) else prompts
+    done = [c.prompt + c.text for c in complete(model, tokenizer, many, params, batch_size, exact, on_text)]
+    return done[0] if isinstance(prompts, str) else done
+
+
+def complete(
+    model: CausalLM,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    params: SamplingParams | None = None,
+    batch_size: int = 16,
+    exact: bool = True,
+    on_text: OnText | None = None,
+) -> list[Completion]:
+    """Continue several texts and say how each ended.
+
+    Raises:
+        ValueError: no prompts; prompt and max_new_tokens exceed max_position_embeddings; the tokenizer's vocabulary
+            exceeds the model's; a prompt that is no valid Unicode; logits that are not finite.
+    """
+    params = params or SamplingParams()
+    rows = _admit(model, tokenizer, prompts, params, batch_size)
+    for index, piece in _run(model, tokenizer, rows, params, batch_size, exact):
+        if on_text is not None:
+            on_text(index, piece)
+    completions = []
+    for prompt, row in zip(prompts, rows, strict=True):
+        assert row.finish is not None
+        completions.append(Completion(prompt, "".join(row.text), tuple(row.new), row.finish))
+    return completions
+
+
+def stream(
+    model: CausalLM,
+    tokenizer: Tokenizer,
+    prompts: str | Sequence[str],
+    params: SamplingParams | None = None,
+    batch_size: int = 16,
+    exact: bool = True,
+) -> Iterator[tuple[int, str]]:
+    """Yield (index of the prompt, piece of its continuation) as text appears; raises as `complete`, before any piece.
+
+    Stop iterating to stop generating. The weights must not change meanwhile.
+    """
+    many = [prompts] if isinstance(prompts, str) else prompts
+    params = params or SamplingParams()
+    rows = _admit(model, tokenizer, many, params, batch_size)
+    return _run(model, tokenizer, rows, params, batch_size, exact)
+
+
+def _admit(
+    model: CausalLM, tokenizer: Tokenizer, prompts: Sequence[str], params: SamplingParams, batch_size: int
+) -> list[_Row]:
+    """Check everything that can be checked before the first token, and make each prompt's row."""
+    if not prompts:
+        raise ValueError('no prompts; give at least one, which may be empty ("")')
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens and the model {model.config.vocab_size}; "
+            "use the tokenizer the model was trained with"
+        )
+    limit = model.config.max_position_embeddings
+    seed = secrets.randbits(63) if params.seed is None else params.seed
+    repeats: Counter[tuple[int, ...]] = Counter()
+    rows = []
+    for index, ids in enumerate(tokenizer.encode_batch(prompts)):
+        ids = [tokenizer.bos_id, *ids]
+        if len(ids) + params.max_new_tokens > limit:
+            raise ValueError(
+                f"prompt {index + 1} has {len(ids)} tokens with [BOS]; with max_new_tokens {params.max_new_tokens} "
+                f"that is more than the model's {limit} positions: shorten it or lower max_new_tokens"
+            )
+        random = RandomStream(seed, ids, repeats[tuple(ids)])
+        repeats[tuple(ids)] += 1
+        rows.append(_Row(index, ids, TextStream(tokenizer, params.stop), random))
+    return rows
+
+
+def _run(
+    model: CausalLM, tokenizer: Tokenizer, rows: list[_Row], params: SamplingParams, batch_size: int, exact: bool
+) -> Iterator[tuple[int, str]]:
+    """Finish `rows`, `batch_size` at a time, yielding pieces of text."""
+    step = Step(model, exact)
+    for first in range(0, len(rows), batch_size):
+        live = rows[first : first + batch_size]
+        cache = model.new_cache(len(live), max(len(row.prompt) for row in live) + params.max_new_tokens)
+        logits = torch.cat([_prefill(model, row.prompt, cache.rows(i, i + 1)) for i, row in enumerate(live)])
+        while True:
+            for row, token in zip(live, _draw(logits, live, params, tokenizer), strict=True):
+                piece = _take(row, token, params, tokenizer)
+                if piece:
+                    row.text.append(piece)
+                    yield row.index, piece
+            keep = [i for i, row in enumerate(live) if row.finish is None]
+            if not keep:
+                break
+            if len(keep) < len(live):
+                cache, live = cache.keep(keep), [live[i] for i in keep]
+            logits = step(torch.tensor([row.new[-1] for row in live], device=model.device), cache)
+
+
+@torch.inference_mode()
+def _prefill(model: CausalLM, prompt: list[int], cache: Cache) -> Tensor:
+    """Read a prompt into a cache of one row. -> logits [1, vocab_size]"""
+    tokens = torch.tensor([prompt], device=model.device)  # (1, T)
+    *before, last = torch.split(tokens, PREFILL_CHUNK, 1)
+    # Routers count their load while training; reading a prompt is not training.
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        for chunk in before:
+            model.hidden(chunk, cache)
+        return model.last_logits(last, cache)
+    finally:
+        for module in training:
+            module.training = True
+
+
+@torch.inference_mode()
+def _draw(logits: Tensor, rows: list[_Row], params: SamplingParams, tokenizer: Tokenizer) -> list[int]:
+    """The next token of each row. A vocabulary padded beyond the tokenizer's is never drawn from."""
+    logits = logits[:, : tokenizer.vocab_size]
+    seen = None
+    if params.repetition_penalty != 1.0:
+        for row in rows:
+            if row.seen is None:
+                row.seen = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
+                row.seen[row.prompt] = True
+            row.seen[row.new[-1:]] = True
+        seen = torch.stack([row.seen for row in rows if row.seen is not None])
+    uniform = [] if params.temperature == 0 else [row.random.uniform() for row in rows]
+    return sample(logits, params, uniform, seen)
+
+
+def _take(row: _Row, token: int, params: SamplingParams, tokenizer: Tokenizer) -> str:
+    """Add a token to its row, or end the row; return the text that is now certain."""
+    if token == tokenizer.eos_id:
+        row.finish = "stop"
+        return row.stream.finish()
+    row.new.append(token)
+    piece = row.stream.push(token)
+    if row.stream.stopped:
+        row.finish = "stop"
+    elif len(row.new) == params.max_new_tokens:
+        piece += row.stream.finish()
+        row.finish = "stop" if row.stream.stopped else "length"
+    return piece
