@@ -5,6 +5,7 @@ thing: ball, kite, doll, drum, hat, toy boat, book, ring, key, bell, whistle, sc
   blanket, basket, cup, lantern, flute, umbrella, bracelet, necklace, marble, coin, puppet, pencil, paintbrush,
   mirror, watch, medal, pillow, ribbon, mitten, spoon, trumpet, feather, crown, backpack, toy rocket, clock, balloon,
   shovel, bucket, toy duck, toy horse, jump rope, magnet, purse, wand, brush, map, box, guitar, robot
+treasure: ball, kite, doll, drum, book, toy boat, lantern, teddy bear, toy train, bracelet, music box, flute
 thingadj: new, old, shiny, special, favorite, little, big, tiny, pretty, lovely, fine, funny, fancy, striped, spotted,
   beautiful, painted, precious, wonderful, smooth, round, clean, dusty, handy, curvy, colorful, rare, neat, sturdy,
   silly, magic, soft, strange, plain, ordinary

@@ -91,14 +91,14 @@ Scare:
 - How <fright=feel> {h} was! {h.His} [heart|legs|hands|nose|knees] [shook|felt cold|felt weak|went bump, bump].
 
 Treasure:
-- ^<N> had ~[|<thingadj> ]<colour=t.colour> <thing=t>. It was a [gift|present|surprise] from {h.his}
+- ^<N> had ~[|<thingadj> ]<colour=t.colour> <treasure=t>. It was a [gift|present|surprise] from {h.his}
   <Kin><family=giver>.
-- {h.His} <family=giver> had [given|made|bought|sent] {h.him} ~[|<thingadj> ]<colour=t.colour> <thing=t>, and {h.he}
+- {h.His} <family=giver> had [given|made|bought|sent] {h.him} ~[|<thingadj> ]<colour=t.colour> <treasure=t>, and {h.he}
   [loved|adored] it.
-- Of all {h.his} [things|toys|treasures], {h} [loved|liked] ~[|<thingadj> ]<colour=t.colour> <thing=t> best. It came
+- Of all {h.his} [things|toys|treasures], {h} [loved|liked] ~[|<thingadj> ]<colour=t.colour> <treasure=t> best. It came
   from {h.his} <Kin><family=giver>.
 - One <daypart>, {h.his} <Kin><family=giver> [opened|brought] ~<Fine><bag>. Inside was ~[|<thingadj>
-  ]<colour=t.colour> <thing=t> for {h}.
+  ]<colour=t.colour> <treasure=t> for {h}.
 
 Go:
 - One <weather> <daypart>, <N> <went> to the <placeadj> <place=p> to <Play>.
