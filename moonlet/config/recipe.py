@@ -61,6 +61,7 @@ class TrainSettings:
     seq_len: int = 256
     batch_size: int = 32  # sequences a step
     micro_batch_size: int = 0  # sequences at once (gradient accumulation); 0: batch_size
+    separate_documents: bool = True  # packed documents do not see each other
     grad_clip: float = 1.0  # largest global gradient norm; 0: off
     seed: int = 0
     device: str = "auto"
@@ -79,7 +80,7 @@ class TrainSettings:
 class OptimSettings:
     """The optimizer and its schedule."""
 
-    kind: str = "adamw"
+    kind: str = "muon"  # "muon": matrices by Muon, the rest by AdamW; "adamw"
     lr: float = 2e-3  # peak
     min_lr: float = 0.0  # at the end, as a fraction of the peak
     warmup_steps: int = 20
@@ -268,7 +269,7 @@ def _check(recipe: Recipe) -> None:
     choices = (
         ("tokenizer.kind", recipe.tokenizer.kind, ("bpe", "byte")),
         ("data.kind", d.kind, ("story", "text")),
-        ("optim.kind", o.kind, ("adamw",)),
+        ("optim.kind", o.kind, ("adamw", "muon")),
         ("optim.schedule", o.schedule, ("wsd", "cosine", "constant")),
         ("optim.decay_shape", o.decay_shape, ("linear", "1-sqrt")),
         ("train.dtype", t.dtype, ("auto", "float32", "bfloat16")),

@@ -20,11 +20,12 @@ class Group:
     weight_decay: float
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[Group]:
+def parameter_groups(model: nn.Module, weight_decay: float) -> dict[str, Group]:
     """Split the trainable parameters of `model` into matrices (expert stacks included) and vectors."""
     matrices: dict[str, nn.Parameter] = {}
     vectors: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (matrices if parameter.dim() > 1 else vectors)[name] = parameter
-    return [Group("matrices", matrices, weight_decay), Group("vectors", vectors, 0.0)]
+    groups = (Group("matrices", matrices, weight_decay), Group("vectors", vectors, 0.0))
+    return {group.name: group for group in groups}
