@@ -150,7 +150,11 @@ def _trainer(recipe: Recipe, run: Run, tokenizer: Tokenizer, dataset: Dataset, c
     model.compute_dtype = dtype
     optimizer = build_optimizer(model, recipe.optim)
     loader = Loader(
-        dataset.tokens("train"), seq_len=t.seq_len, batch_size=t.micro_batch_size or t.batch_size, seed=t.seed
+        dataset.tokens("train"),
+        seq_len=t.seq_len,
+        batch_size=t.micro_batch_size or t.batch_size,
+        seed=t.seed,
+        align=t.separate_documents,
     )
     progress = Progress()
     if checkpoint:

@@ -5,7 +5,8 @@ The token stream is cut every T tokens; sequence i is
     inputs = tokens[iT : iT + T]        targets = tokens[iT + 1 : iT + T + 1]
 
 so each token but the first is a target exactly once an epoch (the last few, too few for a sequence, never are).
-Documents are packed: a sequence may end in the middle of one, and [BOS] tells where the next begins.
+Documents are packed: a sequence may end in the middle of one, and [BOS] tells where the next begins. With `align` a
+sequence also begins at a document, at the price of reading the beginning of a cut one twice.
 
 The global order is one endless line of positions: position p is the sequence permute(p mod n) of epoch p // n, so
 epochs flow into each other when the batch does not divide them. Step s takes positions sB .. sB + B - 1, of which each
@@ -35,6 +36,7 @@ class Loader:
         seed: of the shuffle.
         rank: which share of each step this loader reads.
         world_size: number of shares; divides `batch_size`.
+        align: begin each sequence with a document wherever one fits (`TokenStream.aligned_starts`), not every T tokens.
 
     Raises:
         ValueError: the stream is too short for one sequence, `world_size` does not divide `batch_size`, or a number is
@@ -42,7 +44,15 @@ class Loader:
     """
 
     def __init__(
-        self, tokens: TokenStream, *, seq_len: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+        self,
+        tokens: TokenStream,
+        *,
+        seq_len: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        align: bool = False,
     ) -> None:
         if seq_len < 1 or batch_size < 1 or world_size < 1:
             raise ValueError(f"seq_len {seq_len}, batch_size {batch_size} and world_size {world_size} must be above 0")
@@ -57,7 +67,8 @@ class Loader:
             )
         self.seq_len = seq_len
         self.batch_size = batch_size
-        self.n_sequences = (len(tokens) - 1) // seq_len
+        self._starts = tokens.aligned_starts(seq_len) if align else None
+        self.n_sequences = (len(tokens) - 1) // seq_len if self._starts is None else len(self._starts)
         self._tokens = tokens
         self._seed = seed
         self._position = 0
@@ -117,7 +128,8 @@ class Loader:
 
     def _read(self, position: int) -> Batch:
         T = self.seq_len
-        starts = self.sequences(position + self._first, self._local) * T  # (B,)
+        chosen = self.sequences(position + self._first, self._local)
+        starts = chosen * T if self._starts is None else self._starts[chosen]  # (B,)
         block = np.stack([self._tokens.read(start, start + T + 1) for start in starts.tolist()])  # (B, T+1)
         block = block.astype(np.int64)
         return np.ascontiguousarray(block[:, :-1]), np.ascontiguousarray(block[:, 1:])  # (B, T), (B, T)

@@ -55,6 +55,22 @@ class TokenStream:
             return self._shards[0][:0]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
+    def aligned_starts(self, seq_len: int) -> NDArray[np.int64]:
+        """Starts of stretches of `seq_len + 1` tokens that begin with a document wherever they can.
+
+        A document that a stretch cuts begins the next one whole, so its first part is read twice and no part is read
+        without its beginning; only a document longer than `seq_len` goes on in the middle.
+        """
+        if self._offsets is None:
+            raise ValueError("the stream has no document offsets to align sequences to; prepare the data anew")
+        offsets = np.asarray(self._offsets, dtype=np.int64)
+        starts, start, last = [], 0, len(self) - seq_len - 1
+        while start <= last:
+            starts.append(start)
+            cut = int(offsets[np.searchsorted(offsets, start + seq_len, side="right") - 1])
+            start = cut if cut > start else start + seq_len
+        return np.array(starts, dtype=np.int64)
+
     def document(self, index: int) -> Tokens:
         """The tokens of one document, [BOS] and [EOS] included.
 

@@ -36,8 +36,15 @@ class Layer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, rotation: Rotation, start: int | Tensor, cache: LatentCache | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rotation: Rotation,
+        start: int | Tensor,
+        cache: LatentCache | None,
+        documents: Tensor | None = None,
+    ) -> Tensor:
         """[B, T, D] -> [B, T, D]"""
-        x = x + self.self_attn(self.input_layernorm(x), rotation, start, cache)
+        x = x + self.self_attn(self.input_layernorm(x), rotation, start, cache, documents)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out

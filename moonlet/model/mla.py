@@ -50,7 +50,12 @@ class MLA(nn.Module):
         self.query_is_low_rank = config.q_lora_rank is not None
 
     def forward(
-        self, x: Tensor, rotation: Rotation, start: int | Tensor = 0, cache: LatentCache | None = None
+        self,
+        x: Tensor,
+        rotation: Rotation,
+        start: int | Tensor = 0,
+        cache: LatentCache | None = None,
+        documents: Tensor | None = None,
     ) -> Tensor:
         """Mix tokens.
 
@@ -59,6 +64,7 @@ class MLA(nn.Module):
             rotation: of the T positions.
             start: tokens in the cache before these, int or int64 [B].
             cache: this layer's, or None to attend among the T tokens only.
+            documents: int64 [B, T]; tokens see their own document only. Without a cache.
 
         Returns:
             [B, T, D]
@@ -72,7 +78,7 @@ class MLA(nn.Module):
         latent = self.kv_a_layernorm(latent)  # (B, T, R)
         k_rope = rotate(k_rope.unsqueeze(2), rotation).squeeze(2)  # (B, T, P)
         if cache is None:
-            out = self.expanded(q_nope, q_rope, latent, k_rope, start)
+            out = self.expanded(q_nope, q_rope, latent, k_rope, start, documents)
         else:
             entries = cache.append(torch.cat((latent, k_rope), -1), start)  # (B, S, R+P)
             if T <= ABSORB_UP_TO:
@@ -83,13 +89,22 @@ class MLA(nn.Module):
         mixed: Tensor = self.o_proj(out.flatten(2))
         return mixed
 
-    def expanded(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, start: int | Tensor) -> Tensor:
+    def expanded(
+        self,
+        q_nope: Tensor,
+        q_rope: Tensor,
+        latent: Tensor,
+        k_rope: Tensor,
+        start: int | Tensor,
+        documents: Tensor | None = None,
+    ) -> Tensor:
         """Attend to keys and values formed from the latents. -> [B, T, H, V]"""
         B, S, _ = latent.shape
         k_nope, v = self.kv_b_proj(latent).view(B, S, self.heads, -1).split((self.K, self.V), -1)
         q = torch.cat((q_nope, q_rope), -1).transpose(1, 2)  # (B, H, T, K+P)
         k = torch.cat((k_nope, k_rope.unsqueeze(2).expand(-1, -1, self.heads, -1)), -1).transpose(1, 2)
-        return attention(q, k, v.transpose(1, 2), scale=self.scale, start=start).transpose(1, 2)
+        out = attention(q, k, v.transpose(1, 2), scale=self.scale, start=start, documents=documents)
+        return out.transpose(1, 2)
 
     def absorbed(self, q_nope: Tensor, q_rope: Tensor, entries: Tensor, start: int | Tensor) -> Tensor:
         """Attend to the cached entries themselves. -> [B, T, H, V]"""

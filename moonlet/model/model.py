@@ -62,8 +62,8 @@ class CausalLM(nn.Module):
         """What activations flow in."""
         return self.compute_dtype or self.model.embed_tokens.weight.dtype
 
-    def hidden(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
-        """Final normed activations. tokens int64 [B, T] -> [B, T, D]; raises as `forward` does."""
+    def hidden(self, tokens: Tensor, cache: Cache | None = None, documents: Tensor | None = None) -> Tensor:
+        """Final normed activations. tokens int64 [B, T] -> [B, T, D]; arguments and errors as in `forward`, `loss`."""
         if tokens.dim() != 2 or tokens.dtype != torch.int64 or not tokens.numel():
             given = f"{tokens.dtype} {list(tokens.shape)}"
             raise ValueError(f"tokens are {given}; they must be torch.int64 [B, T], at least one")
@@ -79,7 +79,7 @@ class CausalLM(nn.Module):
         x = self.model.embed_tokens(tokens).to(self.dtype)  # (B, T, D)
         rotation = self._rope(start, T, tokens.device)
         for i, layer in enumerate(self.model.layers):
-            x = layer(x, rotation, start, None if cache is None else cache.layers[i])
+            x = layer(x, rotation, start, None if cache is None else cache.layers[i], documents)
         if cache is not None:
             cache.advance(T)
         out: Tensor = self.model.norm(x)
@@ -106,9 +106,18 @@ class CausalLM(nn.Module):
         logits: Tensor = self.lm_head(self.hidden(tokens, cache)[:, -1])
         return logits
 
-    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy in nats a token, fp32 scalar. tokens, targets: int64 [B, T]; target -100 is skipped."""
-        return cross_entropy(self.hidden(tokens).flatten(0, 1), self.lm_head.weight, targets.flatten())
+    def loss(self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
+        """Mean cross-entropy in nats a token, fp32 scalar.
+
+        Args:
+            tokens: int64 [B, T].
+            targets: int64 [B, T]; -100 is skipped.
+            documents: int64 [B, T], which of a row's packed documents each token belongs to; a token then sees its
+                own document only. None: one document a row.
+        """
+        return cross_entropy(
+            self.hidden(tokens, documents=documents).flatten(0, 1), self.lm_head.weight, targets.flatten()
+        )
 
     def token_losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy of each target in nats, fp32 [B, T], zero where the target is -100. No gradient."""

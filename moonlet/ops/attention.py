@@ -15,7 +15,9 @@ from torch import Tensor
 from moonlet.ops.dispatch import implementation, register
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, start: int | Tensor = 0) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float, start: int | Tensor = 0, documents: Tensor | None = None
+) -> Tensor:
     """Attend causally.
 
     Args:
@@ -25,11 +27,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, start: int | Ten
         scale: what the logits are multiplied by before the softmax.
         start: keys that precede the first query: an int, or int64 [B] where rows differ. Keys beyond start + t are
             not seen by query t, whatever they hold.
+        documents: int64 [B, T], which document each token belongs to; tokens see their own document only. Needs
+            T = S and start = 0. None: one document a row.
 
     Returns:
         [B, H, T, V], q's dtype. The softmax is taken in fp32.
     """
-    return implementation("attention", _choose(q, k, start))(q, k, v, scale, start)  # type: ignore[no-any-return]
+    return implementation("attention", _choose(q, k, start))(q, k, v, scale, start, documents)  # type: ignore[no-any-return]
 
 
 def _choose(q: Tensor, k: Tensor, start: int | Tensor) -> str:
@@ -43,8 +47,16 @@ def _choose(q: Tensor, k: Tensor, start: int | Tensor) -> str:
     return "products" if q.shape[2] * k.shape[2] <= small else "sdpa"
 
 
-def causal_mask(start: int | Tensor, queries: int, keys: int, device: torch.device) -> Tensor:
-    """Boolean mask, True where query t may see key s: s <= start + t. [T, S], or [B, 1, T, S] where rows differ."""
+def causal_mask(
+    start: int | Tensor, queries: int, keys: int, device: torch.device, documents: Tensor | None = None
+) -> Tensor:
+    """Boolean mask, True where query t may see key s: s <= start + t, and in the same document.
+
+    [T, S], or [B, 1, T, S] where rows differ.
+    """
+    if documents is not None:
+        same = documents[:, None, :, None] == documents[:, None, None, :]  # (B, 1, T, T)
+        return same & causal_mask(start, queries, keys, device)
     s = torch.arange(keys, device=device)
     t = torch.arange(queries, device=device)
     if isinstance(start, int):
@@ -53,10 +65,12 @@ def causal_mask(start: int | Tensor, queries: int, keys: int, device: torch.devi
 
 
 @register("attention", "reference")
-def reference(q: Tensor, k: Tensor, v: Tensor, scale: float, start: int | Tensor) -> Tensor:
+def reference(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, start: int | Tensor, documents: Tensor | None = None
+) -> Tensor:
     """The law: every logit, masked, softmax in fp32."""
     logits = (q @ k.transpose(-1, -2)).float() * scale  # (B, H, T, S)
-    mask = causal_mask(start, q.shape[2], k.shape[2], q.device)
+    mask = causal_mask(start, q.shape[2], k.shape[2], q.device, documents)
     # where(), not multiplication: keys nobody may see can hold anything, NaN included.
     p = logits.masked_fill(~mask, float("-inf")).softmax(-1)
     v = torch.where(mask.any(-2)[..., None], v, 0.0) if _may_hide_keys(start, q, k) else v
@@ -64,7 +78,7 @@ def reference(q: Tensor, k: Tensor, v: Tensor, scale: float, start: int | Tensor
 
 
 @register("attention", "sdpa")
-def sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float, start: int | Tensor) -> Tensor:
+def sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float, start: int | Tensor, documents: Tensor | None = None) -> Tensor:
     """PyTorch's fused kernels. The value is padded to the key's width, without which the fused path is not taken."""
     K, V = q.shape[-1], v.shape[-1]
     if _may_hide_keys(start, q, k):
@@ -76,10 +90,10 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float, start: int | Tensor) -> 
     elif K < V:
         q, k = F.pad(q, (0, V - K)), F.pad(k, (0, V - K))
     k, v = k.expand(-1, q.shape[1], -1, -1), v.expand(-1, q.shape[1], -1, -1)
-    if isinstance(start, int) and start == 0 and q.shape[2] == k.shape[2]:
+    if isinstance(start, int) and start == 0 and q.shape[2] == k.shape[2] and documents is None:
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
     else:
-        mask = causal_mask(start, q.shape[2], k.shape[2], q.device)
+        mask = causal_mask(start, q.shape[2], k.shape[2], q.device, documents)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     return out[..., :V]  # (B, H, T, V)
 
@@ -90,14 +104,16 @@ def _may_hide_keys(start: int | Tensor, q: Tensor, k: Tensor) -> bool:
 
 
 @register("attention", "shared")
-def shared(q: Tensor, k: Tensor, v: Tensor, scale: float, start: int | Tensor) -> Tensor:
+def shared(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, start: int | Tensor, documents: Tensor | None = None
+) -> Tensor:
     """One key head for all query heads: heads become rows, and each product is a single one a batch row."""
     B, H, T, K = q.shape
     S = k.shape[2]
     rows = q.reshape(B, H * T, K)
     logits = torch.bmm(rows, k[:, 0].transpose(1, 2)).float() * scale  # (B, HT, S)
     if T > 1 or _may_hide_keys(start, q, k):
-        mask = causal_mask(start, T, S, q.device)
+        mask = causal_mask(start, T, S, q.device, documents)
         logits = logits.view(B, H, T, S).masked_fill(~mask, float("-inf")).view(B, H * T, S)
     if _may_hide_keys(start, q, k):
         v = torch.where(mask.any(-2)[..., None], v, 0.0)
@@ -105,14 +121,16 @@ def shared(q: Tensor, k: Tensor, v: Tensor, scale: float, start: int | Tensor) -
 
 
 @register("attention", "products")
-def products(q: Tensor, k: Tensor, v: Tensor, scale: float, start: int | Tensor) -> Tensor:
+def products(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, start: int | Tensor, documents: Tensor | None = None
+) -> Tensor:
     """Batched products with an additive mask, for short sequences on a CPU."""
     if _may_hide_keys(start, q, k) or k.shape[1] != q.shape[1]:
-        return reference(q, k, v, scale, start)
+        return reference(q, k, v, scale, start, documents)
     B, H, T, K = q.shape
     S, V = v.shape[2:]
-    bias = torch.zeros(T, S, dtype=torch.float32, device=q.device)
-    bias.masked_fill_(~causal_mask(start, T, S, q.device), float("-inf"))
+    mask = causal_mask(start, T, S, q.device, documents)  # (T, S) or (B, 1, T, S)
+    bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, float("-inf"))
     out: Tensor = _Products.apply(q.reshape(B * H, T, K), k.reshape(B * H, S, K), v.reshape(B * H, S, V), bias, scale)  # type: ignore[no-untyped-call]
     return out.view(B, H, T, V)
 
@@ -123,7 +141,9 @@ class _Products(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, bias, scale):  # type: ignore[no-untyped-def]
         logits = torch.bmm(q, k.transpose(1, 2))  # (N, T, S)
-        p = torch.softmax(torch.add(bias.to(logits.dtype), logits, alpha=scale), -1)
+        # In place: the [T, S] matrices are what this costs.
+        logits = logits.mul_(scale).view(-1, *_heads(bias, logits)).add_(bias).view_as(logits)
+        p = torch.softmax(logits, -1)
         ctx.save_for_backward(q, k, v, p)
         ctx.scale = scale
         return torch.bmm(p, v)
@@ -137,3 +157,9 @@ class _Products(torch.autograd.Function):
         d_q = torch.bmm(d_logits, k).mul_(ctx.scale)
         d_k = torch.bmm(d_logits.transpose(1, 2), q).mul_(ctx.scale)
         return d_q, d_k, d_v, None, None
+
+
+def _heads(bias: Tensor, logits: Tensor) -> tuple[int, ...]:
+    """The shape of `logits` [BH, T, S] behind its batch axis, with the heads apart where the bias has a batch axis."""
+    T, S = logits.shape[1:]
+    return (T, S) if bias.dim() == 2 else (logits.shape[0] // bias.shape[0], T, S)

@@ -124,6 +124,7 @@ class Trainer:
             lr=lr,
             grad_clip=t.grad_clip,
             bias_update_speed=o.bias_update_speed,
+            bos_id=self.tokenizer.bos_id if t.separate_documents else None,
         )
         p.step += 1
         self._record(result, lr, time.perf_counter() - begin)

@@ -35,6 +35,7 @@ def train_step(
     lr: float,
     grad_clip: float,
     bias_update_speed: float,
+    bos_id: int | None = None,
 ) -> StepResult:
     """Take one optimizer step.
 
@@ -43,11 +44,13 @@ def train_step(
         lr: learning rate.
         grad_clip: largest global gradient norm; 0 switches clipping off.
         bias_update_speed: of the expert balance.
+        bos_id: the token that begins a document; packed documents then do not see each other. None: they do.
     """
     model.train()
     total = torch.zeros((), device=model.device)
     for inputs, targets in batches:
-        loss = model.loss(inputs, targets) / count
+        documents = None if bos_id is None else (inputs == bos_id).cumsum(1)
+        loss = model.loss(inputs, targets, documents) / count
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
