@@ -34,10 +34,11 @@ def quickstart(
         console.print(f"saved at step {outcome.progress.step}; go on with: moonlet resume {path}", highlight=False)
         return
     from moonlet.folder import load
-    from moonlet.generate import generate
+    from moonlet.generate import generate, lay_out
 
     model, tokenizer = load(path)
-    stories = generate(model, tokenizer, ["", "", ""], max_new_tokens=400, temperature=0.6, top_p=0.95, seed=1)
+    lay_out(model)
+    stories = generate(model, tokenizer, ["", "", ""], max_new_tokens=400, temperature=0.5, top_p=0.95, seed=1)
     for number, story in enumerate(stories, 1):
         console.print(Rule(f"story {number}", style="dim"))
         console.print(Padding(story, (0, 2)), highlight=False, markup=False)

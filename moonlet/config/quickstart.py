@@ -6,6 +6,7 @@ from typing import Any
 
 QUICKSTART: dict[str, Any] = {
     "name": "quickstart",
+    "prompts": ["Once upon a time", "Not long ago, a brave little fox", "In a cozy cottage"],
     "model": {"preset": "k2-nano"},
     "tokenizer": {"kind": "bpe", "vocab_size": 3072, "train_megabytes": 4.0},
     "data": {"kind": "story", "megabytes": 18.0, "valid_stories": 300},
@@ -13,9 +14,9 @@ QUICKSTART: dict[str, Any] = {
         "minutes": 4.8,
         "seq_len": 512,
         "batch_size": 8,
-        "eval_every": 200,
+        "eval_every": 100,
         "eval_bytes": 40_000,
-        "sample_every": 200,
+        "sample_every": 100,
         "save_every": 400,
         "keep_last": 1,
     },
