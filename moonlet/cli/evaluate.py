@@ -29,4 +29,4 @@ def evaluate(
     from moonlet.eval.report import evaluate_folder
 
     result = evaluate_folder(path, data, context)
-    Console().print(result.lines(), highlight=False)
+    Console().print(result.lines(), highlight=False, soft_wrap=True)

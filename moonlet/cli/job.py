@@ -122,7 +122,9 @@ def _dataset(recipe: Recipe, corpus: Corpus, tokenizer: Tokenizer, run: Run, con
     train, valid = dataset.manifest.splits["train"], dataset.manifest.splits["valid"]
     console.print(
         f"corpus     {corpus.name}: {train.documents:,} documents, {train.tokens:,} tokens of "
-        f"{train.bytes / train.tokens:.1f} bytes to train on; {valid.documents:,} to validate"
+        f"{train.bytes / train.tokens:.1f} bytes to train on; {valid.documents:,} to validate",
+        highlight=False,
+        soft_wrap=True,
     )
     return dataset
 

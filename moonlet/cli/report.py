@@ -18,6 +18,7 @@ def print_outcome(outcome: Outcome, console: Console) -> None:
         f"validation {verdict(outcome)}\n"
         f"run folder {run.path}",
         highlight=False,
+        soft_wrap=True,
     )
 
 
