@@ -69,7 +69,7 @@ class TrainSettings:
     threads: int = 0  # CPU threads; 0: all cores
     log_every: int = 1
     eval_every: int = 100  # steps; 0: only at the end
-    eval_bytes: int = 60_000  # validation text read at each evaluation (0: all); the last one reads all
+    eval_bytes: int = 60_000  # validation text read at each evaluation, evenly drawn (0: all); the last one reads all
     sample_every: int = 100  # steps; 0: only at the end
     sample_tokens: int = 120
     save_every: int = 100  # steps; 0: only at the end

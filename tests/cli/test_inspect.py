@@ -71,7 +71,8 @@ def test_overrides_change_the_model(output: Callable[..., str]) -> None:
     plain = json.loads(output("k2-nano", as_json=True))
     changed = json.loads(output("k2-nano", "hidden_size=128", "num_hidden_layers=2", as_json=True))
     assert changed["tensors"]["model.norm.weight"] == [128]
-    assert (plain["layers"], changed["layers"]) == (6, 2)
+    assert plain["layers"] != 2
+    assert changed["layers"] == 2
 
 
 def test_reads_model_folders_config_files_and_run_folders(tmp_path: Path) -> None:

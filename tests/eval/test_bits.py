@@ -52,7 +52,7 @@ def test_the_sum_is_that_of_the_documents_one_by_one(tiny_model: Callable[..., A
     direct = 0.0
     for ids, _ in encoded(tokenizer, texts[:3]):
         logp = model(torch.tensor([ids[:-1]]))[0].log_softmax(-1)
-        direct -= float(logp.gather(1, torch.tensor(ids[1:])[:, None]).sum())
+        direct -= logp.gather(1, torch.tensor(ids[1:])[:, None]).sum().item()
     assert sum(s.nats for s in singles[:3]) == pytest.approx(direct, rel=1e-5)
 
 
