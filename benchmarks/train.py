@@ -56,12 +56,16 @@ def moonlet_step(args: argparse.Namespace, tokens: torch.Tensor) -> Step:
     return step
 
 
-def transformers_step(folder: str, tokens: torch.Tensor, dtype: torch.dtype, attention: str, experts: str) -> Step:
+def transformers_step(
+    folder: str, tokens: torch.Tensor, dtype: torch.dtype, attention: str, experts: str, compiled: bool = False
+) -> Step:
     from transformers import DeepseekV3ForCausalLM
 
     model = DeepseekV3ForCausalLM.from_pretrained(
         folder, dtype=dtype, attn_implementation=attention, experts_implementation=experts
     ).train()
+    if compiled:
+        model.forward = torch.compile(model.forward)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
 
     def step() -> float:
@@ -86,7 +90,8 @@ def entries(args: argparse.Namespace) -> dict[str, Step]:
     kinds = ((torch.float32, "fp32"), (torch.bfloat16, "bf16"))
     first: dict[str, float] = {}
     candidates: dict[str, Step] = {}
-    choices = itertools.product(kinds, ("eager", "sdpa"), ("eager", "grouped_mm", "batched_mm"))
+    # Its third expert implementation, batched_mm, copies an expert's weights for every token: gigabytes at this size.
+    choices = itertools.product(kinds, ("eager", "sdpa"), ("eager", "grouped_mm"))
     for (dtype, name), attention, experts in choices:
         label = f"transformers {name}, {attention} attention, {experts} experts"
         try:
@@ -99,6 +104,10 @@ def entries(args: argparse.Namespace) -> dict[str, Step]:
             print(f"{label}: not here ({type(error).__name__})", file=sys.stderr)
     for label in sorted(first, key=first.__getitem__)[: args.peers]:
         found[label] = candidates[label]
+    if args.compile:
+        label = "transformers bf16, sdpa attention, grouped_mm experts, torch.compile"
+        found[label] = transformers_step(folder, tokens, torch.bfloat16, "sdpa", "grouped_mm", compiled=True)
+        found[label]()
     return found
 
 
@@ -125,6 +134,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--peers", type=int, default=3, help="how many of transformers' settings go into the rounds")
+    parser.add_argument("--compile", action="store_true", help="also time transformers under torch.compile (a minute)")
     parser.add_argument("--plain-allocator", action="store_true", help="do not keep freed memory (nobody's tuning)")
     args = parser.parse_args()
     if not args.plain_allocator:
