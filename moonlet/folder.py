@@ -44,8 +44,7 @@ def model_folder(path: Path) -> Path:
         return path
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such folder")
-    # A resumed run's checkpoints may be newer than the model it once finished with; while they are equally old,
-    # the finished model is the one without the weight of a resume's state.
+    # A run that was made longer has checkpoints newer than the model it once finished with.
     newest = newest_good(path / "checkpoints")
     if newest is not None:
         return newest

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from safetensors.torch import save_file
 
 from moonlet.hub.names import split
 from moonlet.model.model import CausalLM
-from moonlet.text.atomic import atomic_write, sync_folder
+from moonlet.text.atomic import atomic_path, atomic_write
 
 
 def write_model(model: CausalLM, folder: Path, special_ids: dict[str, int] | None = None) -> None:
@@ -32,16 +31,8 @@ def write_model(model: CausalLM, folder: Path, special_ids: dict[str, int] | Non
 
 def write_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
     """Write a safetensors file so that `path` holds its old bytes or all of the new ones."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
 
 
 def config_dict(model: CausalLM, special_ids: dict[str, int] | None = None) -> dict[str, Any]:

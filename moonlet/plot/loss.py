@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
+from moonlet.text.atomic import atomic_path
 from moonlet.train.metrics import read_metrics
 
 _INK, _MUTED, _TRAIN, _VALID, _FLOOR = "#1b1f24", "#8a929c", "#3b6fd4", "#c2410c", "#15803d"
@@ -33,9 +33,8 @@ def draw_loss(metrics: Path, picture: Path, title: str, floor: float | None = No
     figure.suptitle(title, color=_INK, fontsize=11, x=0.055, ha="left")
     _draw_training(left, train)
     _draw_validation(right, evals, floor)
-    temporary = picture.with_name(f".{picture.name}.{os.getpid()}.tmp")
-    figure.savefig(temporary, format="png")
-    os.replace(temporary, picture)
+    with atomic_path(picture) as temporary:
+        figure.savefig(temporary, format="png")
 
 
 def _draw_training(axes: Any, train: list[dict[str, Any]]) -> None:

@@ -14,28 +14,34 @@ from typing import BinaryIO
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a binary file for writing that takes the name `path` only when the block ends without an exception.
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path to write to, which takes the name `path` only when the block ends without an exception.
 
     Args:
         path: final name; its folder is made when missing.
 
     Yields:
-        The open temporary file. On an exception it is removed and `path` is left as it was.
+        The temporary path, in the same folder. On an exception it is removed and `path` is left as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The process id keeps two writers of one name from sharing a temporary file.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
+        yield temporary
+        with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """`atomic_path`, opened as a binary file for writing."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        yield file
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:

@@ -232,7 +232,7 @@ def test_a_failed_write_leaves_the_old_file(folder: Path, monkeypatch: pytest.Mo
     def fail(*_: object, **__: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("moonlet.hub.write.os.replace", fail)
+    monkeypatch.setattr("moonlet.text.atomic.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         write_tensors({"a": torch.ones(3)}, folder / "model.safetensors")
     assert (folder / "model.safetensors").read_bytes() == before
