@@ -233,8 +233,8 @@ def validation_bits(model: CausalLM, dataset: Dataset, tokenizer: Tokenizer, con
 
 def title(recipe: Recipe, dataset: Dataset) -> str:
     """The heading of a run's pictures; synthetic text is always called so."""
-    kind = "synthetic text" if dataset.manifest.synthetic else "real text"
-    return f"{recipe.name}: {dataset.manifest.name}" + ("" if "synthetic" in dataset.manifest.name else f" ({kind})")
+    # A synthetic corpus says so in its own name.
+    return f"{recipe.name}: {dataset.manifest.name}" + ("" if dataset.manifest.synthetic else " (real text)")
 
 
 def write_samples(run: Run, name: str) -> None:

@@ -50,9 +50,9 @@ class Muon:
         for shape, members in by_shape.items():
             updates = newton_schulz(torch.cat([pieces for _, pieces in members]))
             size = 0.2 * math.sqrt(max(shape))
-            for (p, pieces), update in zip(members, updates.split([len(x) for _, x in members]), strict=True):
+            counts = [len(pieces) for _, pieces in members]
+            for (p, _), update in zip(members, updates.split(counts), strict=True):
                 p.mul_(1 - lr * self._weight_decay).add_(update.reshape(p.shape), alpha=-lr * size)
-                del pieces
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
@@ -66,16 +66,13 @@ class Muon:
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Take back what `state` returned; raises ValueError when it is another model's."""
-        mine = {name: t for name, t in tensors.items() if name.endswith(f".{_BUFFER}")}
-        self._adamw.load_state({name: t for name, t in tensors.items() if name not in mine})
-        odd = sorted({name.removesuffix(f".{_BUFFER}") for name in mine} ^ set(self._matrices)) if mine else []
-        if odd:
+        suffix = f".{_BUFFER}"
+        mine = {name.removesuffix(suffix): t for name, t in tensors.items() if name.endswith(suffix)}
+        self._adamw.load_state({name: t for name, t in tensors.items() if not name.endswith(suffix)})
+        odd = sorted(set(mine) ^ set(self._matrices))
+        if mine and odd:
             raise ValueError(f"the optimizer state does not fit this model: {odd[0]} is on one side only")
-        self._momentum = {
-            name: mine[f"{name}.{_BUFFER}"].to(p.device, torch.float32).clone()
-            for name, p in self._matrices.items()
-            if mine
-        }
+        self._momentum = {name: t.to(self._matrices[name].device, torch.float32).clone() for name, t in mine.items()}
 
 
 def _is_vocabulary(name: str) -> bool:
