@@ -32,9 +32,9 @@ from moonlet.config.presets import preset
 class TokenizerSettings:
     """Which tokenizer the run trains or reads."""
 
-    kind: str = "bpe"  # "bpe" or "byte"
-    vocab_size: int = 4096  # ids, specials included (bpe)
-    path: str = ""  # a folder with a trained tokenizer to use instead of training one
+    kind: str = "bpe"  # "bpe", "byte", "word", or "sentencepiece" (extra)
+    vocab_size: int = 4096  # ids at most, specials included (not byte)
+    path: str = ""  # a tokenizer folder, or a SentencePiece .model file, to use instead of training one
     train_megabytes: float = 8.0  # how much of the training text the tokenizer is trained on
 
 
@@ -42,10 +42,13 @@ class TokenizerSettings:
 class DataSettings:
     """What the run reads."""
 
-    kind: str = "story"  # "story", the built-in synthetic world, or "text"
-    path: str = ""  # text: a .txt file, documents between <|endoftext|> lines
+    kind: str = "story"  # "story", the built-in synthetic world; "tinystories", from the hub; or "text"
+    path: str = ""  # text: a file, folder or glob of .txt, .jsonl or .parquet; for "tinystories": instead of the hub
     valid: str = ""  # text: validation file; empty: `valid_fraction` of `path`
     valid_fraction: float = 0.1
+    field: str = "text"  # text: field of a .jsonl line, column of a .parquet file
+    split_by: str = "separator"  # text: a .txt file's documents lie between <|endoftext|> lines, or "file": it is one
+    stories: int = 0  # text, tinystories: read so many documents of the training text; 0: all
     megabytes: float = 10.0  # story: size of the training text
     valid_stories: int = 500  # story
     seed: int = 0
@@ -64,6 +67,7 @@ class TrainSettings:
     separate_documents: bool = True  # packed documents do not see each other
     grad_clip: float = 1.0  # largest global gradient norm; 0: off
     seed: int = 0
+    init: str = ""  # a run folder or model directory to start from: its weights, tokenizer and architecture
     device: str = "auto"
     dtype: str = "auto"  # compute dtype; "auto": probed
     threads: int = 0  # CPU threads; 0: all cores
@@ -94,8 +98,29 @@ class OptimSettings:
 
 
 @dataclass(frozen=True)
+class LogSettings:
+    """Where the metrics go besides metrics.jsonl."""
+
+    tensorboard: bool = False  # event files in the run folder (extra)
+    wandb: str = "off"  # Weights & Biases (extra): "offline" keeps its files in the run folder, "online" sends them
+    project: str = "moonlet"  # wandb
+
+
+SECTIONS: dict[str, type] = {
+    "tokenizer": TokenizerSettings,
+    "data": DataSettings,
+    "train": TrainSettings,
+    "optim": OptimSettings,
+    "log": LogSettings,
+}
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """One run. `model` is the resolved configuration; its vocab_size follows the tokenizer."""
+    """One run. `model` is the resolved configuration; its vocab_size follows the tokenizer.
+
+    `smoke` holds overrides that make a trial of under a minute out of the recipe, without a network.
+    """
 
     name: str = "run"
     model: ModelConfig = field(default_factory=lambda: preset("k2-nano"))
@@ -103,25 +128,30 @@ class Recipe:
     data: DataSettings = field(default_factory=DataSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
+    log: LogSettings = field(default_factory=LogSettings)
     prompts: tuple[str, ...] = ("Once upon a time", "One day", "There was a little")
+    smoke: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check(self)
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as nested plain values, complete, ready for TOML or JSON."""
-        out: dict[str, Any] = {"name": self.name, "prompts": list(self.prompts)}
+        out: dict[str, Any] = {"name": self.name, "prompts": list(self.prompts), "smoke": list(self.smoke)}
         model = self.model.to_dict()
         model["dtype"] = self.model.dtype
         out["model"] = {name: model[name] for name in field_names()}
-        for section in ("tokenizer", "data", "train", "optim"):
+        for section in SECTIONS:
             settings = getattr(self, section)
             out[section] = {f.name: getattr(settings, f.name) for f in fields(settings)}
         return out
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), smoke: bool = False) -> Recipe:
     """Read the TOML recipe at `path` and apply `a.b=c` overrides.
+
+    Args:
+        smoke: apply the recipe's own `smoke` overrides first.
 
     Raises:
         FileNotFoundError: no such file.
@@ -135,6 +165,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
     try:
+        if smoke:
+            trial = recipe_from_dict(data).smoke
+            if not trial:
+                raise ValueError("it has no smoke form; add smoke = [\"train.steps=20\", ...]")
+            overrides = [*trial, *overrides]
         return recipe_from_dict(data, overrides)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
@@ -151,11 +186,13 @@ def recipe_from_dict(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> 
         if key not in hints:
             raise unknown("recipe key", key, _all_keys())
         if key == "model":
-            values[key] = _read_model(_table(key, value))
+            continue
         elif is_dataclass(hints[key]):
             values[key] = _read_section(key, typing.cast(type, hints[key]), _table(key, value))
         else:
             values[key] = _convert(key, hints[key], value)
+    train = values.get("train", TrainSettings())
+    values["model"] = _read_model(_table("model", merged.get("model", {})), train.init)
     return Recipe(**values)
 
 
@@ -180,9 +217,24 @@ def _table(name: str, value: object) -> Mapping[str, Any]:
     return value
 
 
-def _read_model(data: Mapping[str, Any]) -> ModelConfig:
+def _read_model(data: Mapping[str, Any], init: str) -> ModelConfig:
     given = dict(data)
-    return _change_model(preset(given.pop("preset", "k2-nano")), given)
+    if not init:
+        return _change_model(preset(given.pop("preset", "k2-nano")), given)
+    if "preset" in given:
+        raise ValueError(f"model.preset and train.init are both given; the architecture is that of {init}")
+    # A run's own recipe is complete: it can be read when what it once started from is gone.
+    complete = set(field_names()) <= set(given)
+    return _change_model(ModelConfig() if complete else _config_of(Path(init)), given)
+
+
+def _config_of(path: Path) -> ModelConfig:
+    """The architecture of a model directory or a run folder."""
+    if (path / "config.json").is_file():
+        return ModelConfig.from_file(path)
+    if (path / "recipe.toml").is_file():
+        return load_recipe(path / "recipe.toml").model
+    raise FileNotFoundError(f"train.init: {path} is neither a model directory nor a run folder")
 
 
 def _change_model(base: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
@@ -214,10 +266,8 @@ def _read_section(section: str, kind: type, data: Mapping[str, Any]) -> object:
 
 
 def _all_keys() -> list[str]:
-    keys = ["name", "prompts", "model.preset", *(f"model.{name}" for name in field_names())]
-    for section, kind in (
-        ("tokenizer", TokenizerSettings), ("data", DataSettings), ("train", TrainSettings), ("optim", OptimSettings)
-    ):  # fmt: skip
+    keys = ["name", "prompts", "smoke", "model.preset", *(f"model.{name}" for name in field_names())]
+    for section, kind in SECTIONS.items():
         keys += [f"{section}.{f.name}" for f in fields(kind)]
     return keys
 
@@ -267,8 +317,10 @@ def _check(recipe: Recipe) -> None:
     """Refuse impossible values, naming both numbers."""
     t, o, d = recipe.train, recipe.optim, recipe.data
     choices = (
-        ("tokenizer.kind", recipe.tokenizer.kind, ("bpe", "byte")),
-        ("data.kind", d.kind, ("story", "text")),
+        ("tokenizer.kind", recipe.tokenizer.kind, ("bpe", "byte", "word", "sentencepiece")),
+        ("data.kind", d.kind, ("story", "tinystories", "text")),
+        ("data.split_by", d.split_by, ("separator", "file")),
+        ("log.wandb", recipe.log.wandb, ("off", "offline", "online")),
         ("optim.kind", o.kind, ("adamw", "muon")),
         ("optim.schedule", o.schedule, ("wsd", "cosine", "constant")),
         ("optim.decay_shape", o.decay_shape, ("linear", "1-sqrt")),
@@ -289,6 +341,8 @@ def _check(recipe: Recipe) -> None:
     if not 1 <= t.seq_len <= recipe.model.max_position_embeddings:
         limit = recipe.model.max_position_embeddings
         raise ValueError(f"train.seq_len is {t.seq_len}; it must lie in 1..{limit}, model.max_position_embeddings")
+    if d.stories < 0:
+        raise ValueError(f"data.stories is {d.stories}; it must be at least 0, and 0 means all")
     if not 0 < d.valid_fraction < 1:
         raise ValueError(f"data.valid_fraction is {d.valid_fraction}; it must lie between 0 and 1")
     if not 0 <= o.decay_fraction <= 1:
