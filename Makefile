@@ -4,27 +4,34 @@ BIN := .venv/bin
 
 .PHONY: install quickstart test lint bench
 
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
 install: .venv/.installed
 
 # torch first and by itself: a looser request may bring a build for hardware that is not there.
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(PIP) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) -c constraints.txt -e .
+	@touch $@
+
+# What testing needs on top: every extra, the oracles, the linters.
+.venv/.tested: .venv/.installed
+	$(PIP) -c constraints.txt -e ".[dev]"
 	@touch $@
 
 quickstart: install
 	$(BIN)/moonlet quickstart
 
 # The workers share the cores, so each test computes on one thread. One line a second thread could not shorten.
-test: install
+test: .venv/.tested
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-lint: install
+lint: .venv/.tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: install
+bench: .venv/.tested
 	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/decode.py

@@ -5,6 +5,8 @@
     logits = model(tokens)                      # int64 [B, T] -> [B, T, vocabulary]
     moonlet.save(model, tokenizer, PATH)
     moonlet.generate(model, tokenizer, ["Once upon a time"])
+    moonlet.pretrain("recipes/tinystories.toml", "runs/tinystories")
+    moonlet.count(moonlet.preset("kimi-k2")).total
 
 Importing this package imports nothing heavy: each name below is found when it is first used.
 """
@@ -16,18 +18,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moonlet import generate as generate
+    from moonlet.cli.job import pretrain as pretrain
     from moonlet.config import ModelConfig as ModelConfig
+    from moonlet.config import preset as preset
     from moonlet.folder import load as load
     from moonlet.folder import save as save
+    from moonlet.model.count import count as count
     from moonlet.model.init import build as build
 
 __version__ = "0.1.0"
-__all__ = ["ModelConfig", "__version__", "build", "generate", "load", "save"]
+__all__ = ["ModelConfig", "__version__", "build", "count", "generate", "load", "preset", "pretrain", "save"]
 
 _HOME = {
     "ModelConfig": "moonlet.config",
     "build": "moonlet.model.init",
+    "count": "moonlet.model.count",
     "load": "moonlet.folder",
+    "preset": "moonlet.config",
+    "pretrain": "moonlet.cli.job",
     "save": "moonlet.folder",
 }
 

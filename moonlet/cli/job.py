@@ -5,7 +5,8 @@ Every stage finds what an earlier start of the same run left finished, so that r
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,15 @@ from rich.console import Console
 
 from moonlet import text
 from moonlet.cli.progress import Display
-from moonlet.config import Recipe
+from moonlet.config import Recipe, load_recipe, recipe_from_dict
+from moonlet.config.recipe import DataSettings
 from moonlet.data.corpus import Corpus, TextFileCorpus
 from moonlet.data.dataset import Dataset, open_dataset
 from moonlet.data.loader import Loader
 from moonlet.data.prepare import folder_name, prepare
 from moonlet.data.synthetic import StoryCorpus
 from moonlet.eval.bits import Bits, measure
-from moonlet.folder import save
+from moonlet.folder import model_folder, save
 from moonlet.hub.read import read_model
 from moonlet.model.init import build
 from moonlet.model.model import CausalLM
@@ -53,6 +55,34 @@ def start(recipe: Recipe, out: Path, console: Console) -> Outcome:
     return go_on(Run.create(out, recipe), console)
 
 
+def pretrain(
+    recipe: Recipe | Mapping[str, Any] | str | Path,
+    out: str | Path,
+    overrides: Sequence[str] = (),
+    console: Console | None = None,
+) -> Outcome:
+    """`moonlet train` from Python; `moonlet.pretrain` is this function.
+
+    Args:
+        recipe: a TOML file, the same as nested dictionaries, or a Recipe.
+        out: the run folder to make.
+        overrides: changes as "a.b=c"; not with a Recipe.
+        console: where progress is shown; None: nowhere.
+
+    Returns:
+        The outcome: `outcome.bits.bits_per_byte`, `outcome.run.path`, which `moonlet.load` reads.
+
+    Raises:
+        ValueError: an impossible recipe, or `out` exists.
+        FileNotFoundError: no such recipe or text.
+    """
+    if isinstance(recipe, (str, Path)):
+        recipe = load_recipe(recipe, overrides)
+    elif isinstance(recipe, Mapping):
+        recipe = recipe_from_dict(recipe, overrides)
+    return start(recipe, Path(out), console or Console(quiet=True))
+
+
 def go_on(run: Run, console: Console) -> Outcome:
     """Train in a run folder from wherever it stands: nothing prepared yet, some checkpoint, or the end."""
     with run.lock():
@@ -61,7 +91,7 @@ def go_on(run: Run, console: Console) -> Outcome:
         if recipe.train.threads:
             torch.set_num_threads(recipe.train.threads)
         clean_leftovers(run.checkpoints)
-        corpus = open_corpus(recipe)
+        corpus = open_corpus(recipe.data)
         tokenizer = _tokenizer(recipe, corpus, run, console)
         dataset = _dataset(recipe, corpus, tokenizer, run, console)
         recipe = _fit_vocabulary(recipe, tokenizer)
@@ -74,27 +104,31 @@ def go_on(run: Run, console: Console) -> Outcome:
         return _finish(recipe, run, trainer, dataset, tokenizer, progress)
 
 
-def open_corpus(recipe: Recipe) -> Corpus:
+def open_corpus(d: DataSettings) -> Corpus:
     """The corpus that the recipe names."""
-    d = recipe.data
-    if d.kind == "text":
+    if d.kind != "story":
         return TextFileCorpus(Path(d.path), Path(d.valid) if d.valid else None, d.valid_fraction)
     return StoryCorpus(megabytes=d.megabytes, valid_stories=d.valid_stories, seed=d.seed)
 
 
 def _tokenizer(recipe: Recipe, corpus: Corpus, run: Run, console: Console) -> Tokenizer:
     """The run's tokenizer: the one it has, the one the recipe points at, or a new one trained on the corpus."""
-    if (run.tokenizer / "tokenizer.json").is_file() and (run.tokenizer / "tokenizer_config.json").is_file():
+    # Written last of a tokenizer's files.
+    if (run.tokenizer / "tokenizer_config.json").is_file():
         return text.load(run.tokenizer)
     settings = recipe.tokenizer
     tokenizer: Tokenizer
-    if settings.path:
+    if recipe.train.init:
+        tokenizer = text.load(model_folder(Path(recipe.train.init)))
+    elif settings.path:
         tokenizer = text.load(Path(settings.path))
     elif settings.kind == "byte":
         tokenizer = text.ByteTokenizer()
     else:
-        with console.status(f"training a {settings.vocab_size:,}-token BPE tokenizer"):
-            tokenizer = text.train_bpe(_first_bytes(corpus, settings.train_megabytes * 1e6), settings.vocab_size)
+        train = getattr(text, f"train_{settings.kind}")
+        with console.status(f"training a {settings.vocab_size:,}-token {settings.kind} tokenizer"):
+            documents = _first_bytes(corpus, settings.train_megabytes * 1e6)
+            tokenizer = train(documents, settings.vocab_size)
     tokenizer.save(run.tokenizer)
     return tokenizer
 
@@ -130,9 +164,9 @@ def _dataset(recipe: Recipe, corpus: Corpus, tokenizer: Tokenizer, run: Run, con
 
 
 def _fit_vocabulary(recipe: Recipe, tokenizer: Tokenizer) -> Recipe:
-    """The model's vocabulary and special ids are the tokenizer's."""
+    """The model's vocabulary and special ids are the tokenizer's; a model that exists may have rows to spare."""
     model = recipe.model.replace(
-        vocab_size=tokenizer.vocab_size,
+        vocab_size=max(tokenizer.vocab_size, recipe.model.vocab_size if recipe.train.init else 0),
         bos_token_id=tokenizer.bos_id,
         eos_token_id=tokenizer.eos_id,
         pad_token_id=tokenizer.pad_id,
@@ -146,7 +180,12 @@ def _trainer(recipe: Recipe, run: Run, tokenizer: Tokenizer, dataset: Dataset, c
     device = pick_device(t.device)
     torch.manual_seed(t.seed)  # a checkpoint's own random state, read below, replaces it
     checkpoint = newest_good(run.checkpoints, lambda warning: console.print(f"[yellow]{warning}[/]"))
-    model = read_model(checkpoint, device, torch.float32) if checkpoint else build(recipe.model, device, t.seed)
+    if checkpoint:
+        model = read_model(checkpoint, device, torch.float32)
+    else:
+        model = build(recipe.model, device, t.seed)
+        if t.init:
+            start_from(model, Path(t.init))
     # bf16 or fp32 decides every later bit: a resumed run keeps what its start was given.
     dtype = compute_dtype(t.dtype if t.dtype != "auto" else run.facts().get("compute_dtype", "auto"), device)
     model.compute_dtype = dtype
@@ -172,6 +211,24 @@ def _trainer(recipe: Recipe, run: Run, tokenizer: Tokenizer, dataset: Dataset, c
     return Trainer(recipe, run, model, optimizer, loader, tokenizer, progress)
 
 
+def start_from(model: CausalLM, path: Path) -> None:
+    """Give `model` the weights of the run or model directory at `path`.
+
+    Only what holds no weights may differ: positions and their scaling, which experts' balance, names of tokens.
+
+    Raises:
+        ValueError: a tensor is missing there or has another shape.
+    """
+    folder = model_folder(path)
+    given = read_model(folder, model.device, torch.float32).state_dict()
+    wanted = model.state_dict()
+    for name in sorted(wanted.keys() | given.keys()):
+        have, want = (list(s[name].shape) if name in s else "missing" for s in (given, wanted))
+        if have != want:
+            raise ValueError(f"train.init {folder}: {name} is {have} there and {want} in this recipe")
+    model.load_state_dict(given)
+
+
 def _hooks(
     recipe: Recipe, run: Run, tokenizer: Tokenizer, dataset: Dataset, console: Console, display: Display
 ) -> Hooks:
@@ -193,9 +250,7 @@ def _hooks(
             tokenizer,
             list(recipe.prompts),
             max_new_tokens=min(t.sample_tokens, room // 2),
-            temperature=0.7,
-            top_p=0.95,
-            seed=0,
+            **asdict(recipe.sample),
         )
         return [{"prompt": p, "text": s} for p, s in zip(recipe.prompts, stories, strict=True)]
 

@@ -98,6 +98,17 @@ class OptimSettings:
 
 
 @dataclass(frozen=True)
+class SampleSettings:
+    """How the samples that a run shows while it learns are drawn; see `moonlet generate --help`."""
+
+    temperature: float = 0.7
+    top_k: int = 0
+    top_p: float = 0.95
+    min_p: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class LogSettings:
     """Where the metrics go besides metrics.jsonl."""
 
@@ -111,6 +122,7 @@ SECTIONS: dict[str, type] = {
     "data": DataSettings,
     "train": TrainSettings,
     "optim": OptimSettings,
+    "sample": SampleSettings,
     "log": LogSettings,
 }
 
@@ -128,6 +140,7 @@ class Recipe:
     data: DataSettings = field(default_factory=DataSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
+    sample: SampleSettings = field(default_factory=SampleSettings)
     log: LogSettings = field(default_factory=LogSettings)
     prompts: tuple[str, ...] = ("Once upon a time", "One day", "There was a little")
     smoke: tuple[str, ...] = ()
@@ -168,7 +181,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), smoke: bool = F
         if smoke:
             trial = recipe_from_dict(data).smoke
             if not trial:
-                raise ValueError("it has no smoke form; add smoke = [\"train.steps=20\", ...]")
+                raise ValueError('it has no smoke form; add smoke = ["train.steps=20", ...]')
             overrides = [*trial, *overrides]
         return recipe_from_dict(data, overrides)
     except ValueError as error:
@@ -187,7 +200,7 @@ def recipe_from_dict(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> 
             raise unknown("recipe key", key, _all_keys())
         if key == "model":
             continue
-        elif is_dataclass(hints[key]):
+        if is_dataclass(hints[key]):
             values[key] = _read_section(key, typing.cast(type, hints[key]), _table(key, value))
         else:
             values[key] = _convert(key, hints[key], value)
