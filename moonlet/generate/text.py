@@ -5,35 +5,34 @@ The pieces joined are the tokenizer's decoding of all tokens, special tokens lef
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Sequence
 
 from moonlet.text import Tokenizer
 
 
 class TextStream:
-    """The text of one growing list of tokens."""
+    """The text of one growing list of tokens.
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+    Args:
+        before: the prompt's tokens. Where spaces and capitals depend on the neighbours, the text goes on after them.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), before: Sequence[int] = ()) -> None:
         self.stopped = False
         """Whether a stop string was met; nothing comes after it."""
-        self._tokenizer = tokenizer
-        self._special = frozenset(tokenizer.specials.values())
         self._stop = tuple(stop)
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._detokenizer = tokenizer.detokenizer(before, skip_special=True)
         self._held = ""  # a suffix that may turn out to begin a stop string
 
     def push(self, token: int) -> str:
         """Add a token; return the text that is now certain, often empty."""
-        if self.stopped or token in self._special:
-            return ""
-        return self._release(self._decoder.decode(self._tokenizer.decode_bytes([token])))
+        return "" if self.stopped else self._release(self._detokenizer.push(token))
 
     def finish(self) -> str:
-        """No token follows: return what was held back. Bytes that never became a character are U+FFFD."""
+        """No token follows: return what was held back."""
         if self.stopped:
             return ""
-        piece = self._release(self._decoder.decode(b"", final=True))
+        piece = self._release(self._detokenizer.finish())
         rest, self._held = self._held, ""
         return piece if self.stopped else piece + rest
 

@@ -16,8 +16,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from moonlet.text.pipeline import byte_characters, save_folder, tokenizer_json
-from moonlet.text.tokenizer import BOS, EOS, N_SPECIALS, PAD, TokenBytes, default_specials, hash_content, utf8
+from moonlet.text.detokenizer import Detokenizer
+from moonlet.text.pipeline import bpe_pipeline, byte_characters, save_folder
+from moonlet.text.tokenizer import (
+    BOS,
+    EOS,
+    N_SPECIALS,
+    PAD,
+    TokenBytes,
+    Unreachable,
+    default_specials,
+    hash_content,
+    utf8,
+)
 
 SPLIT = (
     r"[^\r\n\p{L}\p{M}\p{N}]?[\p{L}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
@@ -45,6 +56,8 @@ class BPETokenizer:
     """
 
     kind = "bpe"
+    lossless = True
+    unk_id: int | None = None
 
     def __init__(self, merges: Sequence[tuple[str, str]], pattern: str = SPLIT) -> None:
         self.specials = default_specials()
@@ -96,9 +109,21 @@ class BPETokenizer:
         """The exact bytes of `ids`."""
         return self._bytes.join(ids)
 
+    def piece(self, index: int) -> bytes:
+        """The bytes of one id."""
+        return self._bytes.join([index])
+
+    def detokenizer(self, before: Sequence[int] = (), *, skip_special: bool = False) -> Detokenizer:
+        """Decode ids one at a time; their bytes do not depend on `before`."""
+        return self._bytes.detokenizer(skip_special=skip_special)
+
     def save(self, folder: Path) -> None:
         """Write the tokenizer folder."""
-        save_folder(self, folder, tokens=self.tokens, merges=self.merges, pattern=self.pattern)
+        save_folder(self, folder, self.pipeline())
+
+    def pipeline(self) -> dict[str, Any]:
+        """The content of tokenizer.json."""
+        return bpe_pipeline(self.specials, self.tokens, self.merges, self.pattern)
 
     def content_hash(self) -> str:
         """sha256 of kind, specials, pattern and merges: together they decide the ids."""
@@ -115,7 +140,7 @@ class BPETokenizer:
         """The library's tokenizer. Two are kept because its switch for specials is global state, not an argument."""
         from tokenizers import Tokenizer as Engine
 
-        engine = Engine.from_str(json.dumps(tokenizer_json(self.specials, self.tokens, self.merges, self.pattern)))
+        engine = Engine.from_str(json.dumps(self.pipeline()))
         engine.encode_special_tokens = encode_special_tokens
         return engine
 
@@ -131,7 +156,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, *, min_frequency: int = 2) 
         min_frequency: a pair seen less often is not merged.
 
     Raises:
-        ValueError: `vocab_size` is below 272, or the texts hold too few distinct pairs to reach it.
+        ValueError: `vocab_size` is below 272, or (`Unreachable`) the texts hold too few distinct pairs to reach it.
     """
     if vocab_size < SMALLEST:
         raise ValueError(f"vocab_size {vocab_size} is below {SMALLEST}, the {N_SPECIALS} special tokens and 256 bytes")
@@ -155,10 +180,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, *, min_frequency: int = 2) 
     engine.train_from_iterator(_checked(texts), trainer)
     tokenizer = BPETokenizer(_learned_merges(engine))
     if tokenizer.vocab_size < vocab_size:
-        raise ValueError(
-            f"vocab_size {vocab_size} cannot be reached: these texts give {tokenizer.vocab_size} tokens at most; ask "
-            f"for {tokenizer.vocab_size} or fewer, or give more text"
-        )
+        raise Unreachable(vocab_size, tokenizer.vocab_size)
     return tokenizer
 
 

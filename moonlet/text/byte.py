@@ -8,10 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from moonlet.text.pipeline import save_folder
+from moonlet.text.detokenizer import Detokenizer
+from moonlet.text.pipeline import bpe_pipeline, save_folder
 from moonlet.text.tokenizer import BOS, EOS, PAD, TokenBytes, default_specials, hash_content, utf8
 
 
@@ -19,6 +21,8 @@ class ByteTokenizer:
     """256 bytes and the special tokens: 272 ids. See `moonlet.text.tokenizer.Tokenizer` for the methods."""
 
     kind = "byte"
+    lossless = True
+    unk_id: int | None = None
 
     def __init__(self) -> None:
         self.specials = default_specials()
@@ -50,9 +54,21 @@ class ByteTokenizer:
         """The exact bytes of `ids`."""
         return self._bytes.join(ids)
 
+    def piece(self, index: int) -> bytes:
+        """The bytes of one id."""
+        return self._bytes.join([index])
+
+    def detokenizer(self, before: Sequence[int] = (), *, skip_special: bool = False) -> Detokenizer:
+        """Decode ids one at a time; their bytes do not depend on `before`."""
+        return self._bytes.detokenizer(skip_special=skip_special)
+
     def save(self, folder: Path) -> None:
         """Write the tokenizer folder: for Hugging Face this is a byte-level BPE without merges."""
-        save_folder(self, folder, tokens=[], merges=[], pattern=None)
+        save_folder(self, folder, self.pipeline())
+
+    def pipeline(self) -> dict[str, Any]:
+        """The content of tokenizer.json."""
+        return bpe_pipeline(self.specials, [], [], None)
 
     def content_hash(self) -> str:
         """sha256 of kind and specials: nothing else decides the ids."""

@@ -12,33 +12,57 @@ from typing import Any
 
 from moonlet.text.bpe import BPETokenizer
 from moonlet.text.byte import ByteTokenizer
-from moonlet.text.pipeline import CONFIG_FILE, PIPELINE_FILE, tokenizer_json
+from moonlet.text.pipeline import CONFIG_FILE, PIPELINE_FILE
+from moonlet.text.sentencepiece import MODEL_FILE, SentencePieceTokenizer, import_sentencepiece
 from moonlet.text.tokenizer import Tokenizer
+from moonlet.text.word import SMALLEST, WordTokenizer
+
+KINDS = ("byte", "bpe", "word", "sentencepiece")
+
+_Folder = ByteTokenizer | BPETokenizer | WordTokenizer | SentencePieceTokenizer
 
 
 def load(folder: Path) -> Tokenizer:
-    """Read the tokenizer that `Tokenizer.save` wrote.
+    """Read the tokenizer that `Tokenizer.save` wrote, or a SentencePiece model file by itself.
+
+    Args:
+        folder: a tokenizer folder, or a file whose name ends in .model.
 
     Raises:
-        FileNotFoundError: the folder or one of the two files is missing.
+        FileNotFoundError: the folder or one of its files is missing.
         ValueError: a file is malformed, or holds a pipeline that moonlet cannot run exactly; names file and problem.
     """
     folder = Path(folder)
+    if folder.suffix == ".model" and not folder.is_dir():
+        return import_sentencepiece(folder)
     config_path, pipeline_path = folder / CONFIG_FILE, folder / PIPELINE_FILE
-    config, pipeline = _read_json(config_path), _read_json(pipeline_path)
+    config = _read_json(config_path)
     about = config.get("moonlet")
-    if not isinstance(about, dict) or about.get("kind") not in ("byte", "bpe"):
-        kind = about.get("kind") if isinstance(about, dict) else None
+    kind = about.get("kind") if isinstance(about, dict) else None
+    if not isinstance(about, dict) or kind not in KINDS:
         raise ValueError(
-            f"{config_path}: moonlet.kind is {kind!r}, not 'byte' or 'bpe'; was this tokenizer saved by moonlet?"
+            f"{config_path}: moonlet.kind is {kind!r}, not one of {', '.join(KINDS)}; was this tokenizer saved by "
+            "moonlet?"
         )
-    tokenizer = ByteTokenizer() if about["kind"] == "byte" else _read_bpe(pipeline, pipeline_path)
-    _check_pipeline(tokenizer, pipeline, pipeline_path)
+    tokenizer: _Folder
+    # The pipeline of an imported model may have no equal in tokenizer.json, and then there is none.
+    pipeline = None if kind == "sentencepiece" and not pipeline_path.exists() else _read_json(pipeline_path)
+    if kind == "sentencepiece":
+        tokenizer = import_sentencepiece(folder / MODEL_FILE)
+    elif kind == "bpe":
+        tokenizer = _read_bpe(pipeline or {}, pipeline_path)
+    elif kind == "word":
+        tokenizer = _read_word(pipeline or {}, pipeline_path, about, config_path)
+    else:
+        tokenizer = ByteTokenizer()
+    if pipeline is not None:
+        _check_pipeline(tokenizer, pipeline, pipeline_path)
     found = tokenizer.content_hash()
     if about.get("content_hash") != found:
+        beside = MODEL_FILE if kind == "sentencepiece" else PIPELINE_FILE
         raise ValueError(
-            f"{config_path}: content_hash {str(about.get('content_hash'))[:12]} does not fit {PIPELINE_FILE} "
-            f"({found[:12]}); the two files are not from one tokenizer"
+            f"{config_path}: content_hash {str(about.get('content_hash'))[:12]} does not fit {beside} ({found[:12]}); "
+            "the two files are not from one tokenizer"
         )
     return tokenizer
 
@@ -76,6 +100,26 @@ def _read_bpe(pipeline: dict[str, Any], path: Path) -> BPETokenizer:
         raise ValueError(f"{path}: {str(error).splitlines()[0]}") from None
 
 
+def _read_word(pipeline: dict[str, Any], path: Path, about: dict[str, Any], config_path: Path) -> WordTokenizer:
+    try:
+        vocab = pipeline["model"]["vocab"]
+        tokens = sorted(vocab, key=vocab.__getitem__)[SMALLEST:]
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path}: no WordLevel model with a vocabulary; not a tokenizer saved by moonlet") from None
+    tables = [about.get(name) for name in ("surfaces", "glue")]
+    for name, table in zip(("surfaces", "glue"), tables, strict=True):
+        if not isinstance(table, dict) or not all(isinstance(value, str) for value in table.values()):
+            raise ValueError(f"{config_path}: moonlet.{name} is not a table of strings")
+    try:
+        WordTokenizer(tokens)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    try:
+        return WordTokenizer(tokens, *tables)
+    except ValueError as error:
+        raise ValueError(f"{config_path}: {error}") from None
+
+
 def _merges(pipeline: dict[str, Any]) -> list[tuple[str, str]]:
     # Older versions of the library write "a b" where newer ones write ["a", "b"].
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in pipeline["model"]["merges"]]
@@ -84,17 +128,15 @@ def _merges(pipeline: dict[str, Any]) -> list[tuple[str, str]]:
     return [(merge[0], merge[1]) for merge in merges]
 
 
-def _check_pipeline(tokenizer: Tokenizer, pipeline: dict[str, Any], path: Path) -> None:
+def _check_pipeline(tokenizer: _Folder, pipeline: dict[str, Any], path: Path) -> None:
     """Refuse a file that says anything else than what this tokenizer does.
 
     The post_processor is not compared: it is what Hugging Face adds around a text on request, and never changes how
     the text itself is encoded.
     """
+    expected = tokenizer.pipeline()
     if isinstance(tokenizer, BPETokenizer):
-        expected = tokenizer_json(tokenizer.specials, tokenizer.tokens, tokenizer.merges, tokenizer.pattern)
         pipeline["model"]["merges"] = [list(merge) for merge in _merges(pipeline)]
-    else:
-        expected = tokenizer_json(tokenizer.specials, [], [], None)
     for section in ("added_tokens", "normalizer", "pre_tokenizer", "decoder", "model"):
         want, have = expected[section], pipeline.get(section)
         if want == have:

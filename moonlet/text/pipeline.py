@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from moonlet.text.atomic import atomic_write
-from moonlet.text.tokenizer import BOS, EOS, PAD, Tokenizer
+from moonlet.text.tokenizer import Tokenizer
 
 PIPELINE_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
@@ -28,10 +28,23 @@ def byte_characters() -> list[str]:
     return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
 
 
-def tokenizer_json(
+def added_tokens(specials: Mapping[str, int]) -> list[dict[str, Any]]:
+    """The section of tokenizer.json that names the special tokens: found as they stand, never inside ordinary text."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return [{"id": index, "content": name, **flags} for name, index in specials.items()]
+
+
+def pipeline_of(specials: Mapping[str, int], **sections: Any) -> dict[str, Any]:
+    """A tokenizer.json: the sections given, and nothing in the others."""
+    empty = dict.fromkeys(("normalizer", "pre_tokenizer", "post_processor", "decoder", "model"))
+    start = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added_tokens(specials)}
+    return {**start, **empty, **sections}
+
+
+def bpe_pipeline(
     specials: Mapping[str, int], tokens: Sequence[str], merges: Sequence[tuple[str, str]], pattern: str | None
 ) -> dict[str, Any]:
-    """The content of tokenizer.json.
+    """The content of tokenizer.json for a byte-level BPE.
 
     Args:
         specials: name -> id, ids 0, 1, 2, ... in order.
@@ -41,53 +54,54 @@ def tokenizer_json(
     """
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    added = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     names = [*specials, *(tokens or byte_characters())]
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [{"id": index, "content": name, **added} for name, index in specials.items()],
-        "normalizer": None,
-        "pre_tokenizer": byte_level if pattern is None else {"type": "Sequence", "pretokenizers": [split, byte_level]},
-        "post_processor": None,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": {name: index for index, name in enumerate(names)},
-            "merges": [list(merge) for merge in merges],
-        },
+    return pipeline_of(
+        specials,
+        pre_tokenizer=byte_level if pattern is None else {"type": "Sequence", "pretokenizers": [split, byte_level]},
+        decoder={"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        model=bpe_model({name: index for index, name in enumerate(names)}, merges),
+    )
+
+
+def bpe_model(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], **options: Any) -> dict[str, Any]:
+    """The section "model" of a BPE, every switch of the library written out."""
+    plain = {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": False,
     }
+    return {**plain, **options, "vocab": dict(vocab), "merges": [list(merge) for merge in merges]}
 
 
 def save_folder(
-    tokenizer: Tokenizer,
-    folder: Path,
-    *,
-    tokens: Sequence[str],
-    merges: Sequence[tuple[str, str]],
-    pattern: str | None,
+    tokenizer: Tokenizer, folder: Path, pipeline: Mapping[str, Any] | None, about: Mapping[str, Any] | None = None
 ) -> None:
-    """Write both files into `folder`, each atomically; the config, which holds the hash of the content, last."""
-    pipeline = tokenizer_json(tokenizer.specials, tokens, merges, pattern)
-    reserved = [name for name in tokenizer.specials if name not in (BOS, EOS, PAD)]
+    """Write both files into `folder`, each atomically; the config, which holds the hash of the content, last.
+
+    Args:
+        pipeline: the content of tokenizer.json; None: there is none, and one that lies there is removed.
+        about: what else decides the tokenizer, kept beside kind and hash.
+    """
+    names = {index: name for name, index in tokenizer.specials.items()}
+    bos, eos, pad = (names[index] for index in (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": BOS,
-        "eos_token": EOS,
-        "pad_token": PAD,
-        "additional_special_tokens": reserved,
+        "bos_token": bos,
+        "eos_token": eos,
+        "pad_token": pad,
+        "additional_special_tokens": [name for name in tokenizer.specials if name not in (bos, eos, pad)],
         # Hugging Face's clean-up deletes the space before punctuation, which is not what was encoded.
         "clean_up_tokenization_spaces": False,
-        "moonlet": {"kind": tokenizer.kind, "content_hash": tokenizer.content_hash()},
+        "moonlet": {"kind": tokenizer.kind, "content_hash": tokenizer.content_hash(), **(about or {})},
     }
     folder = Path(folder)
-    atomic_write(folder / PIPELINE_FILE, json.dumps(pipeline, ensure_ascii=False, indent=1) + "\n")
+    if pipeline is not None:
+        atomic_write(folder / PIPELINE_FILE, json.dumps(pipeline, ensure_ascii=False, indent=1) + "\n")
+    else:
+        (folder / PIPELINE_FILE).unlink(missing_ok=True)
     atomic_write(folder / CONFIG_FILE, json.dumps(config, ensure_ascii=False, indent=2) + "\n")

@@ -1,11 +1,11 @@
-"""What every tokenizer is: a reversible map between text and small integers.
+"""What every tokenizer is: a map between text and small integers.
 
-    decode(encode(x)) == x        for every string x of Unicode scalar values
+    decode(encode(x)) == x        for every string x of Unicode scalar values, where the kind is lossless
 
-Each kind works on UTF-8 bytes, so nothing is ever unknown. The first `N_SPECIALS` ids belong to special tokens,
-whatever the kind and the vocabulary size: [BOS] is 0, [EOS] is 1, [PAD] is 2, the rest is kept free for chat templates
-(as Kimi keeps 256 slots). A config may therefore name these ids without knowing the tokenizer, and a vocabulary may
-grow without moving them.
+The lossless kinds work on UTF-8 bytes, so nothing is ever unknown. Those trained here give the first `N_SPECIALS` ids
+to special tokens, whatever the kind and the vocabulary size: [BOS] is 0, [EOS] is 1, [PAD] is 2, the rest is kept free
+for chat templates (as Kimi keeps 256 slots). A config may therefore name these ids without knowing the tokenizer, and a
+vocabulary may grow without moving them. An imported one keeps the ids it has.
 
 Text is data: the characters "[EOS]" inside a document are five ordinary characters. Only `allow_special=True`, which is
 for templates written by us and never for a user's text, turns them into the special id.
@@ -18,6 +18,8 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
+
+from moonlet.text.detokenizer import BytesDetokenizer, Detokenizer
 
 BOS, EOS, PAD = "[BOS]", "[EOS]", "[PAD]"
 N_SPECIALS = 16
@@ -35,7 +37,9 @@ class Tokenizer(Protocol):
     """The protocol. `moonlet.text.load(folder)` returns one."""
 
     kind: str
-    """"byte" or "bpe"."""
+    """"byte", "bpe", "word" or "sentencepiece"."""
+    lossless: bool
+    """Whether decode(encode(x)) == x for every x. If not, count bytes on the text itself, never on its decoding."""
     vocab_size: int
     """Number of ids, specials included: every id is in [0, vocab_size)."""
     specials: dict[str, int]
@@ -43,6 +47,9 @@ class Tokenizer(Protocol):
     bos_id: int
     eos_id: int
     pad_id: int
+    unk_id: int | None
+    """The id of what the vocabulary lacks, an ordinary id with text of its own; None where nothing is unknown. A
+    sampler that shall never show it leaves this id out."""
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """Ids of `text`; no [BOS] or [EOS] is added.
@@ -61,11 +68,19 @@ class Tokenizer(Protocol):
         ...
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """The exact bytes of `ids`, a special token being its name. Streaming decodes these step by step.
+        """The bytes of the text of `ids`, a special token being its name; exact for the lossless kinds.
 
         Raises:
             ValueError: an id is outside [0, vocab_size).
         """
+        ...
+
+    def piece(self, index: int) -> bytes:
+        """What the vocabulary holds for one id, whatever the text around it: to look at, not to join."""
+        ...
+
+    def detokenizer(self, before: Sequence[int] = (), *, skip_special: bool = False) -> Detokenizer:
+        """Decode ids one at a time, as a continuation of `before`, whose own text is not given again."""
         ...
 
     def save(self, folder: Path) -> None:
@@ -75,6 +90,17 @@ class Tokenizer(Protocol):
     def content_hash(self) -> str:
         """sha256 (hex) of all that decides the ids. Survives save and load; differs when any text's ids could."""
         ...
+
+
+class Unreachable(ValueError):
+    """A vocabulary size that the texts cannot fill; `most` is the largest they can."""
+
+    def __init__(self, vocab_size: int, most: int) -> None:
+        super().__init__(
+            f"vocab_size {vocab_size} cannot be reached: these texts give {most} tokens at most; ask for {most} or "
+            "fewer, or give more text"
+        )
+        self.most = most
 
 
 class TokenBytes:
@@ -102,6 +128,10 @@ class TokenBytes:
         if skip_special:
             ids = [i for i in ids if i not in self._special_ids]
         return self.join(ids).decode("utf-8", errors="replace")
+
+    def detokenizer(self, *, skip_special: bool) -> Detokenizer:
+        """`text`, an id at a time."""
+        return BytesDetokenizer(self.join, self._special_ids if skip_special else frozenset())
 
 
 def utf8(text: str) -> bytes:

@@ -12,6 +12,7 @@ from torch import Tensor
 from moonlet.generate.step import Step, lay_out
 from moonlet.model.cache import Cache
 from moonlet.model.model import CausalLM
+from tests.conftest import GQA
 
 YARN = {
     "factor": 4.0,
@@ -60,6 +61,13 @@ def relative(a: Tensor, b: Tensor) -> float:
         {"n_routed_experts": 0},
         {"first_k_dense_replace": 0, "rms_norm_eps": 1e-2},
         {"rope_scaling": YARN},
+        {"rope_scaling": {"type": "linear", "factor": 4.0}},
+        {"rope_scaling": {"type": "dynamic", "factor": 8.0}, "max_position_embeddings": 8},
+        {"scoring_func": "softmax", "moe_layer_freq": 2, "tie_word_embeddings": True},
+        GQA,
+        GQA | {"num_key_value_heads": 4, "head_dim": 16, "partial_rotary_factor": 0.5, "rope_scaling": YARN},
+        GQA | {"num_key_value_heads": 1, "n_routed_experts": 0, "tie_word_embeddings": True},
+        GQA | {"rope_scaling": {"type": "dynamic", "factor": 8.0}, "max_position_embeddings": 8},
     ],
     ids=str,
 )
@@ -71,30 +79,54 @@ def test_step_equals_the_model(
     if "rope_scaling" in changes:
         from moonlet.config import RopeScaling
 
-        changes = {"rope_scaling": RopeScaling(**changes["rope_scaling"])}
+        changes = changes | {"rope_scaling": RopeScaling(**changes["rope_scaling"])}
     compare(tiny_model(**changes), lengths, exact)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("changes", [{}, GQA], ids=["mla", "gqa"])
+def test_dynamic_frequencies_follow_each_rows_own_length(
+    tiny_model: Callable[..., CausalLM], changes: dict[str, Any], exact: bool
+) -> None:
+    from moonlet.config import RopeScaling
+
+    scaling = RopeScaling(8.0, type="dynamic")
+    model = tiny_model(**changes, rope_scaling=scaling, max_position_embeddings=8)
+    lengths, tokens = [2, 30, 9], torch.arange(3)  # within the trained length, far and just beyond it
+    together, alone, law, step = *(prefilled(model, lengths) for _ in range(3)), Step(model, exact)
+    for _ in range(8):
+        logits = step(tokens, together)
+        for i in range(3):
+            lone = step(tokens[i : i + 1], alone.rows(i, i + 1))
+            with torch.no_grad():
+                assert relative(model.last_logits(tokens[i : i + 1, None], law.rows(i, i + 1)), lone) <= 1e-5
+            assert torch.equal(logits[i : i + 1], lone) if exact else relative(logits[i : i + 1], lone) <= 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("laid_out", [False, True])
+@pytest.mark.parametrize("changes", [{}, GQA], ids=["mla", "gqa"])
 def test_exact_logits_are_the_lone_rows_to_the_bit(
-    tiny_model: Callable[..., CausalLM], dtype: torch.dtype, laid_out: bool
+    tiny_model: Callable[..., CausalLM], dtype: torch.dtype, laid_out: bool, changes: dict[str, Any]
 ) -> None:
-    model = tiny_model().to(dtype)
+    model = tiny_model(**changes).to(dtype)
     if laid_out:
         lay_out(model)
     lengths, tokens, step = [3, 12, 7, 3, 9], torch.arange(5), Step(model, exact=True)
     together, alone = prefilled(model, lengths), prefilled(model, lengths)
     for layer in together.layers:
         for row, n in enumerate(lengths):
-            layer.entries[row, n:] = float("nan")  # whatever lies behind a row's end
+            # Whatever lies behind a row's end; latents are [B, S, R+P], keys and values [2, B, G, S, K].
+            behind = layer.entries[:, row, :, n:] if changes else layer.entries[row, n:]
+            behind.fill_(float("nan"))
     for _ in range(3):
         rows = [step(tokens[i : i + 1], alone.rows(i, i + 1)) for i in range(5)]
         assert torch.equal(step(tokens, together), torch.cat(rows))
 
 
-def test_step_in_bf16_is_near_the_model_in_bf16(tiny_model: Callable[..., CausalLM]) -> None:
-    model = tiny_model().bfloat16()
+@pytest.mark.parametrize("changes", [{}, GQA], ids=["mla", "gqa"])
+def test_step_in_bf16_is_near_the_model_in_bf16(tiny_model: Callable[..., CausalLM], changes: dict[str, Any]) -> None:
+    model = tiny_model(**changes).bfloat16()
     ours, law = prefilled(model, [9, 5]), prefilled(model, [9, 5])
     tokens = torch.tensor([1, 2])
     with torch.no_grad():

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moonlet.generate.text import TextStream
-from moonlet.text import ByteTokenizer
+from moonlet.text import ByteTokenizer, train_word
 
 BYTES = ByteTokenizer()
 
@@ -50,3 +50,13 @@ def test_what_could_begin_a_stop_string_is_held_back_until_it_cannot() -> None:
 
 def test_a_held_beginning_is_released_at_the_end() -> None:
     assert pieces(BYTES.encode("a<|en"), ("<|end|>",))[0][-1] == "<|en"
+
+
+def test_words_are_joined_as_the_tokenizer_decodes_them_and_go_on_after_the_prompt() -> None:
+    words = train_word(['One day, Lily said, "I don\'t know!" and I saw Lily.'], 100)
+    prompt, more = words.encode("One day, Lily"), words.encode('said, "I don\'t know!"')
+    stream = TextStream(words, (), [words.bos_id, *prompt])
+    assert "".join([*map(stream.push, more), stream.finish()]) == ' said, "I don\'t know!"'
+    stream = TextStream(words, ("don't",), [words.bos_id, *prompt])
+    assert "".join([*map(stream.push, more), stream.finish()]) == ' said, "I '
+    assert stream.stopped

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from moonlet.text import ByteTokenizer, load, train_bpe
+from moonlet.text import ByteTokenizer, load, train_bpe, train_tokenizer, train_word
 
 Edit = Callable[[dict[str, Any]], object]
 PIPELINE, CONFIG = "tokenizer.json", "tokenizer_config.json"
@@ -54,6 +54,61 @@ def test_edited_folder_is_refused(folder: Path, name: str, edit: Edit, problem: 
         load(folder)
     assert problem in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "edit", "problem"),
+    [
+        (CONFIG, lambda c: c["moonlet"].pop("surfaces"), "moonlet.surfaces is not a table"),
+        (CONFIG, lambda c: c["moonlet"].update(glue={"-": 3}), "moonlet.glue is not a table"),
+        (CONFIG, lambda c: c["moonlet"].update(glue={"-": "x"}), "a mark has one of"),
+        (CONFIG, lambda c: c["moonlet"]["surfaces"].update(lily="Tim"), "no spelling"),
+        (CONFIG, lambda c: c["moonlet"]["surfaces"].pop("lily"), "does not fit"),
+        (CONFIG, lambda c: c["moonlet"].update(kind="bpe"), "no BPE model"),
+        (PIPELINE, lambda c: c.pop("model"), "no WordLevel model"),
+        (PIPELINE, lambda c: c["model"].update(vocab=["the"]), "no WordLevel model"),
+        (PIPELINE, lambda c: c["model"]["vocab"].update(the="x"), "no WordLevel model"),
+        (PIPELINE, lambda c: c["model"]["vocab"].update({"two words": 99}), "no word in lower case"),
+        (PIPELINE, lambda c: c["model"]["vocab"].update({"<unk>": 3}), "section 'model' (in vocab)"),
+        (PIPELINE, lambda c: c.update(normalizer=None), "section 'normalizer'"),
+        (PIPELINE, lambda c: c["pre_tokenizer"].update(invert=False), "section 'pre_tokenizer' (in invert)"),
+    ],
+)
+def test_edited_word_folder_is_refused(tmp_path: Path, name: str, edit: Edit, problem: str) -> None:
+    train_word(["the girl saw Lily and Lily saw the well-known sea"], 99).save(tmp_path)
+    rewrite(tmp_path / name, edit)
+    with pytest.raises(ValueError, match=rf"{name}: ") as caught:
+        load(tmp_path)
+    assert problem in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "edit", "problem"),
+    [
+        (CONFIG, lambda c: c["moonlet"].update(content_hash="0" * 64), "does not fit tokenizer.model"),
+        (PIPELINE, lambda c: c["model"]["merges"].pop(), "section 'model' (in merges)"),
+        (PIPELINE, lambda c: c["model"]["vocab"].update(a=7), "section 'model' (in vocab)"),
+    ],
+)
+def test_edited_sentencepiece_folder_is_refused(tmp_path: Path, name: str, edit: Edit, problem: str) -> None:
+    pytest.importorskip("sentencepiece")
+    train_tokenizer("sentencepiece", ["the cat sat on the mat, the cat sat"] * 5, 290).save(tmp_path)
+    rewrite(tmp_path / name, edit)
+    with pytest.raises(ValueError, match=rf"{name}: ") as caught:
+        load(tmp_path)
+    assert problem in str(caught.value)
+
+
+def test_sentencepiece_folder_needs_its_model_and_no_more(tmp_path: Path) -> None:
+    pytest.importorskip("sentencepiece")
+    tokenizer = train_tokenizer("sentencepiece", ["the cat sat on the mat, the cat sat"] * 5, 290)
+    tokenizer.save(tmp_path)
+    (tmp_path / PIPELINE).unlink()
+    assert load(tmp_path).content_hash() == tokenizer.content_hash()
+    (tmp_path / "tokenizer.model").unlink()
+    with pytest.raises(FileNotFoundError, match=r"tokenizer\.model: no such file"):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("name", [PIPELINE, CONFIG])
