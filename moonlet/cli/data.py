@@ -1,4 +1,4 @@
-"""`moonlet data`: make story-world text, prepare any text for training, look at what was prepared."""
+"""`moonlet data`: make or download text, prepare any text for training, look at what was prepared."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
+from moonlet.cli.bytebar import ByteBar
+
 app = typer.Typer(
-    help="Make, prepare and look at training text.",
+    help="Make, download, prepare and look at training text.",
     no_args_is_help=True,
     epilog="Example: moonlet data story --megabytes 10 --out stories.txt",
 )
@@ -39,33 +41,91 @@ def story(
     console.print(f"entropy floor: {corpus.floor():.4f} bits per byte over {valid_stories:,} validation stories")
 
 
+@app.command(epilog="Example: moonlet data tinystories --stories 100000 --out tinystories.txt")
+def tinystories(
+    out: Annotated[Path, typer.Option(help="Text file to write, documents between <|endoftext|> lines.")],
+    stories: Annotated[int, typer.Option(help="Number of stories; 0 takes all of the split.")] = 0,
+    split: Annotated[
+        str, typer.Option(help="'train' (2.7 million stories, 2.2 GB) or 'valid' (27,630, 22 MB).")
+    ] = "train",
+) -> None:
+    """Download TinyStories, as much as is needed, from the Hugging Face hub and write it as text.
+
+    The download is kept in MOONLET_CACHE (or ~/.cache/moonlet), goes on where it was interrupted, and is checked
+    against the hub's sha256 when it is whole. HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE are honoured.
+    """
+    from rich.console import Console
+
+    from moonlet.data.corpus import write_documents
+    from moonlet.data.tinystories import TinyStoriesCorpus
+
+    console = Console(soft_wrap=True)
+    with ByteBar(console) as bar:
+        wanted = (stories, 0) if split == "train" else (0, stories)
+        corpus = TinyStoriesCorpus(*wanted, progress=bar.show)
+        count, size = write_documents(corpus.documents(split), out)
+    console.print(f"{out}: {count:,} {split} stories of TinyStories, {size:,} bytes", markup=False)
+    remote = corpus.remote(split)
+    if remote is not None:
+        whole = "checked" if corpus.is_whole(split) else f"of the whole file, of which the first {count:,} stories came"
+        console.print(f"sha256 {remote.digest or 'not named by the server'} ({whole})", highlight=False)
+
+
 @app.command(
     epilog="Example: moonlet data prepare stories.txt --tokenizer tokenizers/stories-2048 --out prepared/stories"
 )
 def prepare(
-    file: Annotated[Path, typer.Argument(help="UTF-8 text, documents between <|endoftext|> lines.")],
     tokenizer: Annotated[str, typer.Option(help="Tokenizer folder, or 'byte' for the byte tokenizer.")],
     out: Annotated[Path, typer.Option(help="Folder for the token shards.")],
-    valid: Annotated[Path | None, typer.Option(help="Validation text; without it a share of FILE is used.")] = None,
-    valid_fraction: Annotated[float, typer.Option(help="Share of FILE for validation.")] = 0.1,
+    path: Annotated[
+        list[str] | None,
+        typer.Argument(help="File, folder or quoted glob of .txt, .jsonl or .parquet.", show_default=False),
+    ] = None,
+    kind: Annotated[
+        str, typer.Option(help="'text'; 'tinystories', from the hub; or 'story', the built-in world.")
+    ] = "text",
+    field: Annotated[str, typer.Option(help="Field of a .jsonl line, column of a .parquet file.")] = "text",
+    split_by: Annotated[
+        str, typer.Option(help="Documents of a .txt file: by 'separator' (<|endoftext|> lines) or by 'file'.")
+    ] = "separator",
+    stories: Annotated[int, typer.Option(help="Read only so many documents of the training text; 0: all.")] = 0,
+    megabytes: Annotated[float, typer.Option(help="Size of the training text, with --kind story.")] = 10.0,
+    valid: Annotated[str, typer.Option(help="Validation text; without it a share of PATH is used.")] = "",
+    valid_fraction: Annotated[float, typer.Option(help="Share of PATH for validation.")] = 0.1,
+    workers: Annotated[int, typer.Option(help="Processes that encode; 0: one a core.")] = 0,
 ) -> None:
-    """Turn a text file into memory-mapped token shards with a manifest."""
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    """Turn text into memory-mapped token shards with a manifest; an interrupted preparation goes on where it was."""
+    from rich.console import Console
 
-    from moonlet.data import TextFileCorpus
+    from moonlet.config.recipe import DataSettings
+    from moonlet.data.expected import expected_bytes
+    from moonlet.data.open import open_corpus
     from moonlet.data.prepare import prepare as prepare_corpus
     from moonlet.text import ByteTokenizer, load
 
-    corpus = TextFileCorpus(file, valid, valid_fraction)
+    if len(path or []) > 1:
+        raise ValueError(f"{len(path or [])} paths; give one, a folder, or a pattern in quotes such as 'texts/*.txt'")
+    settings = DataSettings(
+        kind=kind,
+        path=path[0] if path else "",
+        valid=valid,
+        valid_fraction=valid_fraction,
+        field=field,
+        split_by=split_by,
+        stories=stories,
+        megabytes=megabytes,
+    )
     encoder = ByteTokenizer() if tokenizer == "byte" else load(Path(tokenizer))
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, transient=True) as bar:
-        task = bar.add_task("reading")
+    with ByteBar(Console(soft_wrap=True)) as bar:
+        corpus = open_corpus(settings, bar.show)
+        totals: dict[str, int | None] = {}
 
         def show(split: str, documents: int, size: int) -> None:
-            bar.update(task, description=f"{split}: {documents:,} documents, {size / 1e6:,.1f} MB")
+            if split not in totals:
+                totals[split] = expected_bytes(corpus, split)
+            bar.show(f"{split}: {documents:,} documents", size, totals[split])
 
-        prepare_corpus(corpus, encoder, out, progress=show)
+        prepare_corpus(corpus, encoder, out, progress=show, workers=workers or None)
     _print_manifest(out)
 
 

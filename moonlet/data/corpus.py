@@ -1,20 +1,25 @@
-"""A corpus: documents, in order, in two splits that share none; and the plainest one, a text file.
+"""A corpus: documents, in order, in two splits that share none; and the plainest one, text files of your own.
 
-The protocol is small so that a folder of JSON lines, a parquet file or a hub data set can follow it: stream the
-documents of a split, say in JSON what they are, and say how well any model could do, where that is known.
+The protocol is small so that anything can follow it: stream the documents of a split, say in JSON what they are, and
+say how well any model could do, where that is known.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from moonlet.text.atomic import atomic_file
+from moonlet.data.documents import SEPARATOR, check_split_by, file_documents, read_documents, write_documents
+from moonlet.data.expected import expected_size
+from moonlet.data.files import find_files, format_of
+from moonlet.data.fingerprint import file_facts
+from moonlet.data.split import training_part, validation_part
+
+__all__ = ["SEPARATOR", "SPLITS", "Corpus", "TextFileCorpus", "check_split", "read_documents", "write_documents"]
 
 SPLITS = ("train", "valid")
-SEPARATOR = "<|endoftext|>"
 
 
 @runtime_checkable
@@ -47,161 +52,115 @@ def check_split(split: str) -> None:
 
 
 class TextFileCorpus:
-    """A UTF-8 text file with documents between lines that hold `<|endoftext|>` alone.
+    """Text files: one, a folder or a glob of .txt, .jsonl and .parquet (see `moonlet.data.documents`).
 
-    Documents lose the white space around them, and empty ones are dropped. With no `valid` file a document goes to
-    "valid" when the hash of its text says so, hence copies of a text lie on one side and adding documents moves no
-    other. The first document (and its copies) always trains; if the hash picks none, the last document is "valid"; and
-    the only document of a file is cut near `1 - valid_fraction` of its length, at the end of a line or word.
+    With no `valid` the documents are split by the hash of their text (see `moonlet.data.split`).
 
     Args:
-        path: the text file.
-        valid: a second file that holds the validation documents; then all of `path` trains.
+        path: what to read; see `moonlet.data.files.find_files`.
+        valid: other files that hold the validation documents; then all of `path` trains.
         valid_fraction: expected share of documents in "valid", in (0, 1); not used with `valid`.
+        field: field of a JSON line, column of a parquet file.
+        split_by: how a .txt file is split: "separator", or "file" for one document a file.
+        limit: take the first `limit` documents of `path` only, before they are split; 0 takes all.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is empty, both are one file, the fraction is impossible; and from `documents`, a line that is
-            not UTF-8 (file and line are named) or a file without a document.
+        ValueError: a file is empty or of an unknown kind, one file is in both, the fraction is impossible; and from
+            `documents`, what is malformed (file and line are named), or a file without a document.
     """
 
     synthetic = False
 
-    def __init__(self, path: Path, valid: Path | None = None, valid_fraction: float = 0.1) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        valid: str | Path | None = None,
+        valid_fraction: float = 0.1,
+        *,
+        field: str = "text",
+        split_by: str = "separator",
+        limit: int = 0,
+    ) -> None:
         if not 0.0 < valid_fraction < 1.0:
             raise ValueError(f"valid_fraction is {valid_fraction}; it must lie between 0 and 1, e.g. 0.1")
+        if limit < 0:
+            raise ValueError(f"the number of documents is {limit}; it must be at least 0, and 0 means all")
+        check_split_by(split_by)
         self.path = Path(path)
         self.valid = None if valid is None else Path(valid)
         self.valid_fraction = valid_fraction
-        for file in self._files():
-            if not file.is_file():
-                raise FileNotFoundError(f"{file}: no such text file")
-            if file.stat().st_size == 0:
-                raise ValueError(f"{file}: the file is empty")
-        if self.valid is not None and self.valid.samefile(self.path):
-            raise ValueError(
-                f"{self.valid}: the training and the validation file are one; leave the second out to split it"
-            )
+        self.field, self.split_by, self.limit = field, split_by, limit
+        self.files = find_files(path)
+        self.valid_files = [] if valid is None else find_files(valid)
+        self._check_disjoint()
         self.name = self.path.name
 
     def documents(self, split: str) -> Iterator[str]:
         """The documents of one split, in file order."""
         check_split(split)
         if self.valid is not None:
-            return read_documents(self.path if split == "train" else self.valid)
-        return self._train() if split == "train" else self._valid()
+            return self._training_text() if split == "train" else self._read(self.valid_files)
+        part = training_part if split == "train" else validation_part
+        return part(self._training_text(), self.valid_fraction, str(self.path))
 
     def describe(self) -> dict[str, object]:
-        """Path, size and sha256 of the file or files, and how they are split."""
-        facts: dict[str, object] = {"kind": "text file", **_file_facts(self.path)}
+        """Paths, sizes and sha256 of the files, how they are read, and how they are split."""
+        facts = self._facts(self.path, self.files)
+        # What is left at its default is not named, so that the same file keeps the same facts.
+        if any(format_of(file) != "text" for file in self.files + self.valid_files):
+            facts["field"] = self.field
+        if self.split_by != "separator":
+            facts["split_by"] = self.split_by
+        if self.limit:
+            facts["first_documents"] = self.limit
         if self.valid is not None:
-            return {**facts, "valid": _file_facts(self.valid), "split": "a file for each split"}
+            return {**facts, "valid": self._facts(self.valid, self.valid_files), "split": "a file for each split"}
         return {**facts, "split": f"{self.valid_fraction:g} of the documents by the hash of their text"}
 
     def floor(self) -> float | None:
         """None: nobody knows the entropy of a real text."""
         return None
 
-    def _files(self) -> list[Path]:
-        return [self.path] if self.valid is None else [self.path, self.valid]
+    def expected_bytes(self, split: str) -> int | None:
+        """About how many bytes of text a split has, for a progress bar; None where that is not quickly known."""
+        check_split(split)
+        if split == "valid" and self.valid is not None:
+            return expected_size(self.valid_files, self.field)
+        size = expected_size(self.files, self.field)
+        if self.limit:
+            sample = [len(document.encode("utf-8")) for document in islice(self._read(self.files), 256)]
+            mean = self.limit * sum(sample) // max(1, len(sample))
+            size = min(size, mean)
+        if self.valid is not None:
+            return size
+        return round(size * (self.valid_fraction if split == "valid" else 1.0 - self.valid_fraction))
 
-    def _labelled(self) -> Iterator[tuple[str, bool]]:
-        """Each document with whether the hash picks it for validation."""
-        first: bytes | None = None
-        for document in read_documents(self.path):
-            digest = hashlib.blake2b(document.encode("utf-8"), digest_size=8).digest()
-            first = first or digest
-            share = int.from_bytes(digest, "little") / 2**64
-            yield document, share < self.valid_fraction and digest != first
+    def _training_text(self) -> Iterator[str]:
+        documents = self._read(self.files)
+        return islice(documents, self.limit) if self.limit else documents
 
-    def _train(self) -> Iterator[str]:
-        # One document is held back, because the last one goes to "valid" if no other did.
-        held: str | None = None
-        count, picked = 0, 0
-        for document, for_valid in self._labelled():
-            count += 1
-            picked += for_valid
-            if not for_valid:
-                if held is not None:
-                    yield held
-                held = document
-        if held is not None and (picked or count == 1):
-            yield held if picked else self._cut(held)[0]
+    def _read(self, files: list[Path]) -> Iterator[str]:
+        for file in files:
+            yield from file_documents(file, self.field, self.split_by)
 
-    def _valid(self) -> Iterator[str]:
-        last = ""
-        count, picked = 0, 0
-        for document, for_valid in self._labelled():
-            count += 1
-            picked += for_valid
-            last = document
-            if for_valid:
-                yield document
-        if not picked:
-            yield self._cut(last)[1] if count == 1 else last
+    def _facts(self, path: Path, files: list[Path]) -> dict[str, object]:
+        if files == [path]:
+            kind = {"text": "text file", "json lines": "json lines file"}.get(format_of(path) or "", "parquet file")
+            return {"kind": kind, **file_facts(path)}
+        return {
+            "kind": "text files",
+            "path": str(path),
+            "files": [{"format": format_of(file), **file_facts(file)} for file in files],
+        }
 
-    def _cut(self, document: str) -> tuple[str, str]:
-        """The only document in two, at the last line end (else space) of the first part's second half."""
-        end = int(len(document) * (1.0 - self.valid_fraction))
-        cuts = (document.rfind(mark, end // 2, end) for mark in ("\n", " "))
-        cut = next((cut for cut in cuts if cut > 0), end)
-        head, tail = document[:cut].strip(), document[cut:].strip()
-        if not head or not tail:
-            raise ValueError(
-                f"{self.path}: its only document ({len(document)} characters) is too short to split; "
-                f"give a validation file"
-            )
-        return head, tail
-
-
-def read_documents(path: Path) -> Iterator[str]:
-    """Stream the documents of a text file; see `TextFileCorpus`.
-
-    Raises:
-        ValueError: a line is not UTF-8, or there is no document; names file and line.
-    """
-    lines: list[str] = []
-    found = False
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            try:
-                # Windows editors put a byte order mark in front, which is no part of the text.
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"{path}, line {number}: byte 0x{error.object[error.start]:02x} at column {error.start + 1} is not "
-                    f"UTF-8; convert the file, e.g. `iconv -f latin1 -t utf-8`"
-                ) from None
-            if line.strip() != SEPARATOR:
-                lines.append(line)
+    def _check_disjoint(self) -> None:
+        training = {(stat.st_dev, stat.st_ino) for stat in (file.stat() for file in self.files)}
+        for file in self.valid_files:
+            if ((stat := file.stat()).st_dev, stat.st_ino) not in training:
                 continue
-            if document := "".join(lines).strip():
-                found = True
-                yield document
-            lines = []
-    if document := "".join(lines).strip():
-        found = True
-        yield document
-    if not found:
-        raise ValueError(f"{path}: no document in it, only white space and {SEPARATOR} lines")
-
-
-def write_documents(documents: Iterable[str], path: Path) -> tuple[int, int]:
-    """Write documents as a text file that `TextFileCorpus` reads, atomically.
-
-    Returns:
-        The number of documents and their UTF-8 bytes, separators not counted.
-    """
-    count, size = 0, 0
-    with atomic_file(Path(path)) as file:
-        for document in documents:
-            data = document.encode("utf-8")
-            file.write(data + f"\n{SEPARATOR}\n".encode())
-            count, size = count + 1, size + len(data)
-    return count, size
-
-
-def _file_facts(path: Path) -> dict[str, object]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"path": str(path), "bytes": path.stat().st_size, "sha256": digest}
+            if self.files == [self.path]:
+                raise ValueError(
+                    f"{file}: the training and the validation file are one; leave the second out to split it"
+                )
+            raise ValueError(f"{file}: this validation file is also one of the training files of {self.path}")

@@ -29,13 +29,28 @@ class Dataset:
         info = self.manifest.splits[split]
         dtype = np.dtype(self.manifest.dtype).newbyteorder("<")
         shards = [np.memmap(self.folder / shard.file, dtype=dtype, mode="r") for shard in info.shards]
-        return TokenStream(shards, np.memmap(self.folder / info.offsets.file, dtype="<u8", mode="r"))
+        offsets = np.memmap(self.folder / info.offsets.file, dtype="<u8", mode="r")
+        if info.sizes is not None:
+            return TokenStream(shards, offsets, np.memmap(self.folder / info.sizes.file, dtype="<u4", mode="r"))
+        return TokenStream(shards, offsets, _DecodedSizes(self, TokenStream(shards, offsets)))
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer it was prepared with, which lies in the folder."""
         from moonlet.text import load
 
         return load(self.folder / TOKENIZER_FOLDER)
+
+
+class _DecodedSizes:
+    """The bytes of documents that schema 1 did not count; its tokenizers were exact, so decoding tells them."""
+
+    def __init__(self, dataset: Dataset, stream: TokenStream) -> None:
+        self._dataset, self._stream = dataset, stream
+        self._tokenizer: Tokenizer | None = None
+
+    def __getitem__(self, index: int) -> int:
+        self._tokenizer = self._tokenizer or self._dataset.tokenizer()
+        return len(self._tokenizer.decode_bytes(self._stream.document(index)[1:-1].tolist()))
 
 
 def open_dataset(folder: Path, *, verify: bool = False) -> Dataset:
@@ -55,6 +70,8 @@ def open_dataset(folder: Path, *, verify: bool = False) -> Dataset:
         for shard in split.shards:
             _check_file(folder, shard, DTYPES[manifest.dtype], verify)
         _check_file(folder, split.offsets, 8, verify)
+        if split.sizes is not None:
+            _check_file(folder, split.sizes, 4, verify)
     return Dataset(folder, manifest)
 
 

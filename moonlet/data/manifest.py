@@ -15,7 +15,9 @@ from typing import Any
 from moonlet.text.atomic import atomic_write
 from moonlet.text.tokenizer import Tokenizer
 
-SCHEMA = 1
+SCHEMA = 2
+# Schema 1 did not count the bytes of each document.
+READABLE = (1, SCHEMA)
 MANIFEST_FILE = "manifest.json"
 DTYPES = {"uint16": 2, "uint32": 4}
 
@@ -34,7 +36,8 @@ class SplitInfo:
     """One split: documents, tokens ([BOS] and [EOS] included), UTF-8 bytes of the documents, and its files.
 
     `shards` hold the tokens one after another. `offsets` holds documents + 1 little-endian uint64: where each document
-    starts in the token stream, and where the last one ends.
+    starts in the token stream, and where the last one ends. `sizes` holds documents little-endian uint32: the UTF-8
+    bytes of each document's text, which the tokens of a lossy tokenizer do not tell; None in a data set of schema 1.
     """
 
     documents: int
@@ -42,6 +45,7 @@ class SplitInfo:
     bytes: int
     shards: tuple[FileInfo, ...]
     offsets: FileInfo
+    sizes: FileInfo | None = None
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,8 @@ def read_manifest(folder: Path) -> Manifest:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from None
     try:
-        if content["schema"] != SCHEMA:
-            raise ValueError(f"{path}: schema {content['schema']} is not {SCHEMA}, the one this version reads")
+        if content["schema"] not in READABLE:
+            raise ValueError(f"{path}: schema {content['schema']} is not among {READABLE}, those this version reads")
         manifest = Manifest(**{**content, "splits": {name: _split(info) for name, info in content["splits"].items()}})
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not a manifest ({type(error).__name__}: {error})") from None
@@ -120,7 +124,7 @@ def without_paths(value: object) -> object:
     """A file that was moved is still the same file, for its sha256 stands beside the path."""
     if isinstance(value, Mapping):
         return {key: without_paths(item) for key, item in value.items() if key != "path"}
-    return value
+    return [without_paths(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _split(info: dict[str, Any]) -> SplitInfo:
@@ -129,5 +133,6 @@ def _split(info: dict[str, Any]) -> SplitInfo:
             **info,
             "shards": tuple(FileInfo(**shard) for shard in info["shards"]),
             "offsets": FileInfo(**info["offsets"]),
+            "sizes": FileInfo(**info["sizes"]) if info.get("sizes") else None,
         }
     )

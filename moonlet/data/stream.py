@@ -6,10 +6,17 @@ Only the pages that are read come into memory, so the stream may be larger than 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+class Sizes(Protocol):
+    """The bytes of each document, by its index: an array, or whatever works them out."""
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
 
 # uint16 or uint32; numpy's types cannot say "one of these" without a type variable on every user.
 Tokens = NDArray[Any]
@@ -21,12 +28,16 @@ class TokenStream:
     Args:
         shards: arrays [n] of one unsigned dtype, in order, none empty.
         offsets: [documents + 1] start of each document in the stream, then the end of the last; or None.
+        sizes: [documents] UTF-8 bytes of each document's text, anything that an index looks up; or None.
     """
 
-    def __init__(self, shards: Sequence[Tokens], offsets: NDArray[np.uint64] | None = None) -> None:
+    def __init__(
+        self, shards: Sequence[Tokens], offsets: NDArray[np.uint64] | None = None, sizes: Sizes | None = None
+    ) -> None:
         self._shards = list(shards)
         self._starts = np.cumsum([0, *(len(shard) for shard in shards)])
         self._offsets = offsets
+        self._sizes = sizes
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -80,3 +91,17 @@ class TokenStream:
         if self._offsets is None or not 0 <= index < self.n_documents:
             raise IndexError(f"document {index} is not among the {self.n_documents} of this stream")
         return self.read(int(self._offsets[index]), int(self._offsets[index + 1]))
+
+    def document_bytes(self, index: int) -> int:
+        """UTF-8 bytes of one document's original text: what bits per byte are counted over, also where the tokenizer
+        is lossy and decoding would not give that text back.
+
+        Raises:
+            IndexError: there is no such document.
+            ValueError: the stream does not know them.
+        """
+        if self._offsets is None or not 0 <= index < self.n_documents:
+            raise IndexError(f"document {index} is not among the {self.n_documents} of this stream")
+        if self._sizes is None:
+            raise ValueError("the stream does not know the bytes of its documents; prepare the data anew")
+        return int(self._sizes[index])

@@ -99,6 +99,16 @@ class StoryCorpus:
             self._floor = bits / size
         return self._floor
 
+    def expected_bytes(self, split: str) -> int:
+        """About how many bytes of text a split has."""
+        check_split(split)
+        if split == "train" and self.megabytes is not None:
+            return round(self.megabytes * 1e6)
+        stories = self.valid_stories if split == "valid" else self.stories
+        assert stories is not None
+        sample = [len(story.text.encode("utf-8")) for story in self._told(split, 32)]
+        return stories * sum(sample) // len(sample)
+
     def _told(self, split: str, stories: int) -> Iterator[_Story]:
         return islice(self._endless(split, stories), stories)
 

@@ -113,7 +113,7 @@ def test_grouping_does_not_change_the_bytes(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare(ListCorpus(), tokenizer, tmp_path / "a", shard_tokens=100)
-    monkeypatch.setattr("moonlet.data.prepare._GROUP_CHARACTERS", 50)
+    monkeypatch.setattr("moonlet.data.encode.GROUP_BYTES", 50)
     seen: list[tuple[str, int, int]] = []
     prepare(ListCorpus(), tokenizer, tmp_path / "b", shard_tokens=100, progress=lambda *at: seen.append(at))
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
@@ -165,7 +165,7 @@ def test_each_pair_of_corpus_and_tokenizer_has_its_folder_name(tokenizer: Tokeni
 def test_manifest_states_what_a_reader_needs(tokenizer: Tokenizer, tmp_path: Path) -> None:
     prepare(ListCorpus(), tokenizer, tmp_path)
     content = json.loads((tmp_path / "manifest.json").read_text())
-    assert content["schema"] == 1
+    assert content["schema"] == 2
     assert content["floor"] == 0.75
     assert content["synthetic"] is False
     assert content["corpus"]["kind"] == "list"
@@ -207,7 +207,7 @@ def test_damage_is_found(prepared: Dataset) -> None:
     [
         ("", "not valid JSON"),
         ("[]", "not a manifest"),
-        ('{"schema": 9}', "schema 9 is not 1"),
+        ('{"schema": 9}', "schema 9 is not among"),
         ("{}", "not a manifest"),
     ],
 )
