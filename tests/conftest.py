@@ -44,6 +44,8 @@ TINY: dict[str, Any] = {
     "initializer_range": 0.2,
     "dtype": "float32",
 }
+# What makes grouped-query attention of it; two heads of keys, and a width that the hidden size does not give.
+GQA: dict[str, Any] = {"kv_lora_rank": None, "num_key_value_heads": 2, "head_dim": 14}
 
 
 @pytest.fixture(scope="session")
@@ -54,6 +56,12 @@ def tiny_config() -> Callable[..., ModelConfig]:
         return ModelConfig(**(TINY | changes))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_gqa(tiny_model: Callable[..., Any]) -> Callable[..., Any]:
+    """tiny_gqa(**changes): as tiny_model, with grouped-query attention."""
+    return lambda **changes: tiny_model(**(GQA | changes))
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
 """What a model, and a run, is: plain frozen dataclasses, official names, no torch."""
 
-from moonlet.config.model import ModelConfig, RopeScaling
+from moonlet.config.model import ModelConfig
 from moonlet.config.presets import preset, preset_names
 from moonlet.config.recipe import Recipe, load_recipe, recipe_from_dict
+from moonlet.config.rope_scaling import RopeScaling
 
 __all__ = ["ModelConfig", "Recipe", "RopeScaling", "load_recipe", "preset", "preset_names", "recipe_from_dict"]

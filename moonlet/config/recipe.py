@@ -19,7 +19,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -151,9 +151,7 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """The recipe as nested plain values, complete, ready for TOML or JSON."""
         out: dict[str, Any] = {"name": self.name, "prompts": list(self.prompts), "smoke": list(self.smoke)}
-        model = self.model.to_dict()
-        model["dtype"] = self.model.dtype
-        out["model"] = {name: model[name] for name in field_names()}
+        out["model"] = self.model.settings()
         for section in SECTIONS:
             settings = getattr(self, section)
             out[section] = {f.name: getattr(settings, f.name) for f in fields(settings)}
@@ -262,9 +260,10 @@ def _change_model(base: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
         elif value is None or value == "null":
             given[name] = None
         elif isinstance(value, Mapping):
-            # Single values change the scaling that is there; where there is none, they make one.
-            before = asdict(base.rope_scaling) if base.rope_scaling else {"type": "yarn"}
-            given[name] = before | dict(value)
+            # Single values change the scaling that is there; where there is none, or of another type, they make one.
+            before = base.rope_scaling.to_dict() if base.rope_scaling else {"type": "yarn"}
+            kind = value.get("rope_type", value.get("type", before["type"]))
+            given[name] = (before if kind == before["type"] else {}) | dict(value)
         else:
             raise ValueError(f"model.rope_scaling is {value!r}; it must be a table, or null")
     return base.replace(**given)

@@ -1,15 +1,16 @@
 """One decode step with little overhead: a token a row in, logits out, the cache one longer.
 
-The same mathematics as CausalLM.last_logits for one new token (MLA in absorbed form, see model/mla.py), written for a
-step whose matrices are so small that calling an operation costs as much as the operation: no time axis, no modules
-called, everything that is the same for all layers or all steps prepared once. On a CPU a step is then bound by
-reading the weights, for which `lay_out` gives them the order that one row streams fastest.
+The same mathematics as CausalLM.last_logits for one new token (MLA in absorbed form, see model/mla.py; GQA's query
+heads as rows of their group), written for a step whose matrices are so small that calling an operation costs as much
+as the operation: no time axis, no modules called, everything that is the same for all layers or all steps prepared
+once. On a CPU a step is then bound by reading the weights, for which `lay_out` gives them the order that one row
+streams fastest.
 
 A matrix library sums in another order for 16 rows than for one, and a router amplifies last bits: where two experts
 nearly tie, another is chosen. So an `exact` step takes the rows through each layer one after another (while its
 weights are near), and each row's numbers are, to the bit, those it would have alone. Otherwise all rows go together.
 
-B rows, S longest row with the new token; other letters as in model/mla.py.
+B rows, S longest row with the new token; other letters as in model/mla.py and model/gqa.py.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from torch import Tensor, nn
 
 from moonlet.model.cache import Cache
 from moonlet.model.ffn import SwiGLU
+from moonlet.model.gqa import GQA
 from moonlet.model.layer import Layer
-from moonlet.model.linear import Linear
+from moonlet.model.linear import Linear, TiedHead
 from moonlet.model.mla import MLA
 from moonlet.model.model import CausalLM
 from moonlet.model.moe import Experts, MoE
@@ -109,12 +111,20 @@ class Step:
             hidden = torch.arange(S, device=device) > start[:, None]  # (B, S)
             bias = torch.zeros(hidden.shape, dtype=self._dtype, device=device)
             bias = bias.masked_fill_(hidden, float("-inf"))[:, None]  # (B, 1, S)
-        return _Ends(start, S, bias, self._turn(S, device)[start][..., None, :])
+        return _Ends(start, S, bias, self._turn(start, S, device))
 
-    def _turn(self, end: int, device: torch.device) -> Tensor:
+    def _turn(self, start: int | Tensor, S: int, device: torch.device) -> Tensor:
+        if self._rope.reaches(S):
+            return self._table(S, device)[start][..., None, :]
+        cos, sin = self._rope(start, 1, device)  # the length itself decides, so no table holds it
+        return torch.complex(cos, sin)
+
+    def _table(self, end: int, device: torch.device) -> Tensor:
         """Rotations of positions 0, 1, ... (at least `end`) as complex numbers, [positions, P/2]."""
         if self._turns is None or self._turns.shape[0] < end or self._turns.device != device:
-            self._turns = torch.complex(*self._rope(0, max(256, 1 << (end - 1).bit_length()), device))
+            size = max(256, 1 << (end - 1).bit_length())
+            size = size if self._rope.reaches(size) else self._rope.trained
+            self._turns = torch.complex(*self._rope(0, size, device))
         return self._turns
 
 
@@ -133,18 +143,19 @@ class _Ends(NamedTuple):
 class _LayerStep:
     def __init__(self, layer: Layer, dtype: torch.dtype) -> None:
         self.norm_mix = _Norm(layer.input_layernorm, dtype)
-        self.mix = _MLAStep(layer.self_attn, dtype)
+        mix = layer.self_attn
+        self.mix = _GQAStep(mix, dtype) if isinstance(mix, GQA) else _MLAStep(mix, dtype)
         self.norm_channels = _Norm(layer.post_attention_layernorm, dtype)
         mlp = layer.mlp
         self.channels = _MoEStep(mlp, dtype) if isinstance(mlp, MoE) else _FFNStep.of(mlp, dtype)
 
     def __call__(self, x: Tensor, entries: Tensor, ends: _Ends) -> Tensor:
-        """x [B, D], entries [B, max_len, R+P] -> [B, D]"""
+        """x [B, D], entries as the layer's cache holds them -> [B, D]"""
         x = x + self.mix(self.norm_mix(x), entries, ends)
         return x + self.channels(self.norm_channels(x))
 
 
-def _matrix(linear: Linear | Router, dtype: torch.dtype) -> Tensor:
+def _matrix(linear: Linear | TiedHead | Router, dtype: torch.dtype) -> Tensor:
     """W^T, [in, out], a view where the dtype is right: what a row is multiplied by."""
     return linear.weight.detach().to(dtype).t()
 
@@ -205,11 +216,43 @@ class _MLAStep:
         return torch.mm(v.transpose(0, 1).reshape(B, -1), self.o)
 
 
+class _GQAStep:
+    def __init__(self, gqa: GQA, dtype: torch.dtype) -> None:
+        self.H, self.G, self.K, self.scale = gqa.heads, gqa.groups, gqa.K, gqa.scale
+        self.q, self.k, self.v, self.o = (_matrix(m, dtype) for m in (gqa.q_proj, gqa.k_proj, gqa.v_proj, gqa.o_proj))
+
+    def __call__(self, x: Tensor, entries: Tensor, ends: _Ends) -> Tensor:
+        """x [B, D], entries [2, B, G, max_len, K] -> [B, D]"""
+        B, H, G, K = x.shape[0], self.H, self.G, self.K
+        start, S, bias, turn = ends
+        qk = torch.cat((torch.mm(x, self.q), torch.mm(x, self.k)), -1).view(B, H + G, K)
+        qk = _turned_halves(qk, turn)
+        new = torch.stack((qk[:, H:], torch.mm(x, self.v).view(B, G, K)))  # (2, B, G, K)
+        if isinstance(start, int):
+            entries[:, :, :, start] = new
+        else:
+            entries[:, torch.arange(B, device=x.device), :, start] = new.transpose(0, 1)  # (B, 2, G, K)
+        keys, values = entries[:, :, :, :S].flatten(1, 2)  # (BG, S, K) each, views
+        if bias.shape[0] > 1:
+            bias = bias.repeat_interleave(G, 0)  # (BG, 1, S)
+        q = qk[:, :H].reshape(B * G, H // G, K)
+        logits = torch.baddbmm(bias, q, keys.transpose(1, 2), alpha=self.scale)  # (BG, H/G, S)
+        out = torch.bmm(logits.softmax(-1), values)  # (BG, H/G, K)
+        return torch.mm(out.view(B, H * K), self.o)
+
+
 def _turned(x: Tensor, turn: Tensor) -> Tensor:
-    """Rotate the pairs of x [B, heads, P] as complex numbers, in fp32."""
+    """Rotate the interleaved pairs of x [B, heads, P] as complex numbers, in fp32."""
     B, heads, P = x.shape
     pairs = torch.view_as_complex(x.float().view(B, heads, P // 2, 2))
     return torch.view_as_real(pairs * turn).view(B, heads, P).to(x.dtype)
+
+
+def _turned_halves(x: Tensor, turn: Tensor) -> Tensor:
+    """Rotate the pairs (i, i + P/2) of the first P channels of x [B, heads, K], in fp32."""
+    half = turn.shape[-1]
+    pairs = torch.complex(x[..., :half].float(), x[..., half : 2 * half].float()) * turn
+    return torch.cat((pairs.real.to(x.dtype), pairs.imag.to(x.dtype), x[..., 2 * half :]), -1)
 
 
 class _FFNStep:
@@ -251,7 +294,7 @@ class _MoEStep:
 
     def _route(self, x: Tensor) -> list[tuple[int, float]]:
         """Router.route for one row: its experts and what each weighs. The few weights are cheapest as numbers."""
-        scores = torch.mm(x.float(), self.router_matrix).sigmoid_()  # (1, E)
+        scores = self.router.scores(torch.mm(x.float(), self.router_matrix))  # (1, E)
         chosen: list[int] = self.router.choose(scores)[0].tolist()
         every: list[float] = scores[0].tolist()
         total = sum(every[e] for e in chosen) + 1e-20 if self.router.normalise else 1.0

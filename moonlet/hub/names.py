@@ -11,15 +11,22 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from moonlet.config import ModelConfig
+
 _STACK = re.compile(r"(.*\.experts)\.(gate_up_proj|down_proj)$")
 
 # Tensors that published files carry and no model needs. Kimi-K2's inv_freq even has the wrong length (specs: trap 5).
 _SKIPPED = re.compile(r".*\.rotary_emb\.inv_freq$")
+_LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 
-def skipped(name: str) -> bool:
-    """Whether a tensor on disk is to be ignored."""
-    return bool(_SKIPPED.match(name))
+def skipped(name: str, config: ModelConfig) -> bool:
+    """Whether a tensor on disk is to be ignored: frequencies, and the layers behind the last, which predict further
+    tokens (DeepSeek-V3's and GLM's files have one)."""
+    layer = _LAYER.match(name)
+    L = config.num_hidden_layers
+    beyond = layer is not None and L <= int(layer[1]) < L + config.num_nextn_predict_layers
+    return beyond or bool(_SKIPPED.match(name))
 
 
 def split(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:

@@ -19,6 +19,7 @@ from moonlet.hub.names import skipped, split
 from moonlet.model.model import CausalLM
 
 _MAX_PROBLEMS = 8
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def read_model(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> CausalLM:
@@ -40,9 +41,11 @@ def read_model(folder: str | Path, device: str | torch.device = "cpu", dtype: to
         model = CausalLM(config)
     wanted = {disk: list(part.shape) for name, value in model.state_dict().items() for disk, part in split(name, value)}
     readers = {path: _open(path) for path in sorted(set(files.values()))}
-    _check(folder, wanted, files, readers)
-    stored = readers[files["lm_head.weight"]].get_tensor("lm_head.weight").dtype
-    model.to(dtype or stored)
+    _check(config, folder, wanted, files, readers)
+    embedding = readers[files[_EMBEDDING]].get_tensor(_EMBEDDING)
+    if config.tie_word_embeddings and _HEAD in files:
+        _check_tied(folder, embedding, readers[files[_HEAD]].get_tensor(_HEAD))
+    model.to(dtype or embedding.dtype)
     for router in (m for m in model.modules() if hasattr(m, "e_score_correction_bias")):
         router.e_score_correction_bias = router.e_score_correction_bias.float()
     model.to_empty(device=device)
@@ -91,13 +94,23 @@ def _open(path: Path) -> Any:
         raise ValueError(f"{path} is damaged: {error}") from None
 
 
-def _check(folder: Path, wanted: dict[str, list[int]], files: dict[str, Path], readers: dict[Path, Any]) -> None:
+def _check_tied(folder: Path, embedding: torch.Tensor, head: torch.Tensor) -> None:
+    """Some files hold a tied matrix twice; it must be the same one."""
+    if not torch.equal(embedding, head):
+        raise ValueError(
+            f"{folder}: tie_word_embeddings is true and {_HEAD} differs from {_EMBEDDING}; one of the two is wrong"
+        )
+
+
+def _check(
+    config: ModelConfig, folder: Path, wanted: dict[str, list[int]], files: dict[str, Path], readers: dict[Path, Any]
+) -> None:
     problems = []
     for name in sorted(set(files) | set(wanted)):
         if name not in files:
             problems.append(f"{name} is missing")
             continue
-        if skipped(name):
+        if skipped(name, config) or (name == _HEAD and config.tie_word_embeddings):
             continue
         try:
             found = readers[files[name]].get_slice(name)

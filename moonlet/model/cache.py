@@ -1,13 +1,31 @@
 """What a model remembers of the tokens it has read: an argument of forward, never a buffer inside a module.
 
 MLA keeps, for each position, its normed latent and the one rotated key all heads share: R + P numbers, not
-2 H K. A layer of another kind (a recurrent state, say) adds its own class beside LatentCache.
+2 H K. GQA keeps the rotated keys and the values of its G heads, 2 G K. A layer of another kind (a recurrent state, say)
+adds its own class beside these.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Protocol, Self
+
 import torch
 from torch import Tensor
+
+
+class LayerCache(Protocol):
+    """One layer's memory; how it is appended to is between it and its layer."""
+
+    entries: Tensor
+
+    def rows(self, first: int, last: int) -> Self:
+        """A view of rows first .. last - 1."""
+        ...
+
+    def keep(self, rows: list[int]) -> Self:
+        """Copies of these rows, in this order."""
+        ...
 
 
 class LatentCache:
@@ -37,6 +55,37 @@ class LatentCache:
         return LatentCache(self.entries[rows])
 
 
+class KeyValueCache:
+    """One GQA layer's keys and values: `entries` [2, B, G, max_len, K], keys first.
+
+    Each head's positions lie together, so that the positions in use are one batched matrix without a copy.
+    """
+
+    def __init__(self, entries: Tensor) -> None:
+        self.entries = entries
+
+    def append(self, new: Tensor, start: int | Tensor) -> Tensor:
+        """Write `new` [2, B, G, T, K] behind `start` entries (int, or int64 [B]) and return all entries so far.
+
+        What is said of shorter rows at `LatentCache.append` holds here.
+        """
+        T = new.shape[3]
+        if isinstance(start, int):
+            self.entries[:, :, :, start : start + T] = new
+            return self.entries[:, :, :, : start + T]
+        rows = torch.arange(new.shape[1], device=new.device)[:, None]
+        positions = start[:, None] + torch.arange(T, device=new.device)  # (B, T)
+        # Indices on both sides of a slice come first in what they select.
+        self.entries[:, rows, :, positions] = new.permute(1, 3, 0, 2, 4)  # (B, T, 2, G, K)
+        return self.entries[:, :, :, : int(start.max()) + T]
+
+    def rows(self, first: int, last: int) -> KeyValueCache:
+        return KeyValueCache(self.entries[:, first:last])
+
+    def keep(self, rows: list[int]) -> KeyValueCache:
+        return KeyValueCache(self.entries[:, rows])
+
+
 class Cache:
     """A model's memory for `batch` independent texts of up to `max_len` tokens each.
 
@@ -44,7 +93,7 @@ class Cache:
     entries beyond n, so a row is emptied by setting its length to zero.
     """
 
-    def __init__(self, layers: list[LatentCache], lengths: Tensor, max_len: int) -> None:
+    def __init__(self, layers: Sequence[LayerCache], lengths: Tensor, max_len: int) -> None:
         self.layers = layers
         self.lengths = lengths
         self.max_len = max_len

@@ -5,8 +5,10 @@ The model is built on the meta device, where a trillion parameters take no memor
     total  = embedding + head + norms + attention + dense + router + routed experts + shared experts
     active = total - embedding - head - routed experts * (1 - A/E)       what one token passes through
 
-The cache keeps kv_lora_rank + qk_rope_head_dim numbers a token and layer; plain multi-head attention with the same
-heads would keep the keys and values of each, H (K + P + V).
+A head tied to the embedding has no parameters of its own and is counted once, as the embedding.
+
+MLA's cache keeps kv_lora_rank + qk_rope_head_dim numbers a token and layer, GQA's 2 G head_dim; plain multi-head
+attention with the same heads would keep the keys and values of each, H (K + P + V) or 2 H head_dim.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ class Counts:
     """Numbers of parameters, the routers' correction bias included, as a checkpoint holds them."""
 
     embedding: int = 0
-    head: int = 0
+    head: int = 0  # 0 where it is the embedding's matrix
     norms: int = 0  # the two of each layer and the final one
     attention: int = 0  # its latent norms included
     dense: int = 0  # the feed-forward part of the layers without experts
@@ -52,13 +54,13 @@ class Counts:
 
     @property
     def active_with_head(self) -> int:
-        """What one token is multiplied with, the head included."""
-        return self.active + self.head
+        """What one token is multiplied with, the head included (a tied one is as large as the embedding)."""
+        return self.active + (self.head or self.embedding)
 
     @property
     def active_with_embedding(self) -> int:
         """What one token passes through, with head and the whole embedding table."""
-        return self.active_with_head + self.embedding
+        return self.active + self.head + self.embedding
 
 
 def shapes(config: ModelConfig) -> dict[str, Size]:
@@ -102,11 +104,16 @@ def part_of(name: str) -> str:
 
 
 def cache_bytes_per_token(config: ModelConfig, bytes_per_value: int = 2) -> int:
-    """Bytes the latent cache takes for each token, over all layers; two bytes a value are bf16."""
-    return (config.kv_lora_rank + config.qk_rope_head_dim) * config.num_hidden_layers * bytes_per_value
+    """Bytes the model's cache takes for each token, over all layers; two bytes a value are bf16."""
+    if config.kv_lora_rank is None:
+        per_layer = 2 * config.num_key_value_heads * config.head_dim
+    else:
+        per_layer = config.kv_lora_rank + config.qk_rope_head_dim
+    return per_layer * config.num_hidden_layers * bytes_per_value
 
 
 def full_cache_bytes_per_token(config: ModelConfig, bytes_per_value: int = 2) -> int:
-    """Bytes a cache of whole keys and values would take: every head's K + P and V numbers."""
-    per_layer = config.num_attention_heads * (config.qk_head_dim + config.v_head_dim)
+    """Bytes a cache of whole keys and values would take: those of every query head."""
+    value = config.head_dim if config.kv_lora_rank is None else config.v_head_dim
+    per_layer = config.num_attention_heads * (config.qk_head_dim + value)
     return per_layer * config.num_hidden_layers * bytes_per_value

@@ -8,17 +8,18 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from moonlet.config import ModelConfig
-from moonlet.model.cache import LatentCache
+from moonlet.model.cache import LayerCache
 from moonlet.model.ffn import SwiGLU
+from moonlet.model.gqa import GQA
 from moonlet.model.mla import MLA
 from moonlet.model.moe import MoE
 from moonlet.model.norm import RMSNorm
 from moonlet.model.rope import Rotation
 
 
-def token_mixer(config: ModelConfig, layer: int) -> MLA:
-    """The attention of layer `layer` (0-indexed)."""
-    return MLA(config)
+def token_mixer(config: ModelConfig, layer: int) -> MLA | GQA:
+    """The attention of layer `layer` (0-indexed): over latents, or over grouped keys and values."""
+    return GQA(config) if config.kv_lora_rank is None else MLA(config)
 
 
 def channel_mixer(config: ModelConfig, layer: int) -> SwiGLU | MoE:
@@ -41,7 +42,7 @@ class Layer(nn.Module):
         x: Tensor,
         rotation: Rotation,
         start: int | Tensor,
-        cache: LatentCache | None,
+        cache: LayerCache | None,
         documents: Tensor | None = None,
     ) -> Tensor:
         """[B, T, D] -> [B, T, D]"""

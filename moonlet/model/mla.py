@@ -32,6 +32,7 @@ class MLA(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        assert config.kv_lora_rank is not None, "without a latent it is another attention"
         self.heads = config.num_attention_heads
         self.K, self.P, self.V = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
         self.R = config.kv_lora_rank

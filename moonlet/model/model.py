@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moonlet.config import ModelConfig
-from moonlet.model.cache import Cache, LatentCache
+from moonlet.model.cache import Cache, KeyValueCache, LatentCache, LayerCache
 from moonlet.model.layer import Layer
-from moonlet.model.linear import Linear
+from moonlet.model.linear import Linear, TiedHead
 from moonlet.model.norm import RMSNorm
 from moonlet.model.rope import Rope
 from moonlet.ops.loss import cross_entropy, token_losses
@@ -38,7 +38,7 @@ class Decoder(nn.Module):
 
 
 class CausalLM(nn.Module):
-    """A Kimi-K2, Moonlight or DeepSeek-V3 of any size.
+    """A Kimi-K2, Moonlight or DeepSeek-V3 of any size, or its like with grouped-query attention.
 
     `compute_dtype` is what activations flow in; None follows the embedding's dtype. Weights of another dtype are cast
     where they are used.
@@ -48,7 +48,11 @@ class CausalLM(nn.Module):
         super().__init__()
         self.config = config
         self.model = Decoder(config)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        self.lm_head: Linear | TiedHead
+        if config.tie_word_embeddings:
+            self.lm_head = TiedHead(self.model.embed_tokens)
+        else:
+            self.lm_head = Linear(config.hidden_size, config.vocab_size)
         self.compute_dtype: torch.dtype | None = None
         self._rope = Rope(config)
 
@@ -74,8 +78,8 @@ class CausalLM(nn.Module):
                 raise ValueError(f"tokens have {B} rows and the cache {cache.batch}; both must be equal")
             cache.check_room(T)
             start = cache.start(tokens.device)
-        elif self.config.max_position_embeddings < T:
-            raise ValueError(f"{T} tokens exceed max_position_embeddings {self.config.max_position_embeddings}")
+        elif self.config.context_limit < T:
+            raise ValueError(f"{T} tokens exceed {_limit(self.config)}")
         x = self.model.embed_tokens(tokens).to(self.dtype)  # (B, T, D)
         rotation = self._rope(start, T, tokens.device)
         for i, layer in enumerate(self.model.layers):
@@ -128,14 +132,24 @@ class CausalLM(nn.Module):
 
     def new_cache(self, batch: int, max_len: int) -> Cache:
         """An empty cache for `batch` texts of up to `max_len` tokens, in the compute dtype."""
-        limit = self.config.max_position_embeddings
+        config, limit = self.config, self.config.context_limit
         if batch < 1 or not 1 <= max_len <= limit:
             raise ValueError(
                 f"a cache of {batch} rows and {max_len} positions; rows must be at least 1 and positions in 1..{limit}"
             )
-        width = self.config.kv_lora_rank + self.config.qk_rope_head_dim
-        layers = [
-            LatentCache(torch.zeros(batch, max_len, width, dtype=self.dtype, device=self.device))
-            for _ in range(self.config.num_hidden_layers)
-        ]
+        layers: list[LayerCache] = []
+        for _ in range(config.num_hidden_layers):
+            if config.kv_lora_rank is None:
+                shape: tuple[int, ...] = (2, batch, config.num_key_value_heads, max_len, config.head_dim)
+                layers.append(KeyValueCache(torch.zeros(shape, dtype=self.dtype, device=self.device)))
+            else:
+                shape = (batch, max_len, config.kv_lora_rank + config.qk_rope_head_dim)
+                layers.append(LatentCache(torch.zeros(shape, dtype=self.dtype, device=self.device)))
         return Cache(layers, torch.zeros(batch, dtype=torch.int64), max_len)
+
+
+def _limit(config: ModelConfig) -> str:
+    """What bounds a text's length, in words."""
+    limit, trained = config.context_limit, config.max_position_embeddings
+    stretched = f", stretched to {limit}" if limit != trained else ""
+    return f"max_position_embeddings {trained}{stretched}"

@@ -1,8 +1,19 @@
-"""Rotary positions on interleaved pairs, with YaRN (arXiv 2104.09864, 2309.00071).
+"""Rotary positions (arXiv 2104.09864), and how they reach beyond the length a model was trained at.
 
-Pair i is coordinates (2i, 2i+1) and turns by position * f_i, f_i = theta^(-2i/P). YaRN leaves the fast pairs alone,
-divides the frequency of the slow ones by `factor`, and blends in a ramp between. Kimi-K2 publishes beta_fast =
-beta_slow = 1, which makes the ramp a step. YaRN's other half, the softmax scale, is ModelConfig.softmax_scale.
+Pair i turns by position * f_i, f_i = theta^(-2i/P). Which two channels are a pair is the family's choice: (2i, 2i+1),
+interleaved, with MLA; (i, i + P/2), halves, with GQA as Llama and GLM have it. Scaling changes f:
+
+    linear     f_i / factor
+    YaRN       f_i for fast pairs, f_i / factor for slow ones, and a ramp between. Kimi-K2 publishes beta_fast =
+               beta_slow = 1, which makes the ramp a step. cos and sin are multiplied by `rotation_multiplier`; with MLA
+               the rest of YaRN is in ModelConfig.softmax_scale
+    dynamic    theta becomes theta (factor n / M - factor + 1)^(P/(P-2)) once a text's length n exceeds M, the trained
+               length: all of the text, read at once, is turned by the frequencies of its whole length
+
+With a cache, dynamic frequencies follow the length that each row has reached: a token and its key are turned by those
+of the length at which they are read, and keys already cached keep their rotation, as in transformers. So beyond M a
+text read in pieces is not quite the text read at once. Unlike there, a row's frequencies never depend on other rows or
+on earlier texts.
 """
 
 from __future__ import annotations
@@ -18,10 +29,12 @@ Rotation = tuple[Tensor, Tensor]  # cos and sin, each fp32 [T, P/2], or [B, T, P
 
 
 def frequencies(width: int, theta: float, scaling: RopeScaling | None = None) -> Tensor:
-    """Radians a position of each pair, fp32 [width / 2]."""
-    plain = 1.0 / theta ** (torch.arange(0, width, 2, dtype=torch.float32, device="cpu") / width)
-    if scaling is None:
+    """Radians a position of each pair, fp32 [width / 2]; with dynamic scaling, those up to the trained length."""
+    plain = 1.0 / theta ** _exponents(width)
+    if scaling is None or scaling.type == "dynamic":
         return plain
+    if scaling.type == "linear":
+        return plain / scaling.factor
 
     def pair_turning(rotations: float) -> float:
         """Index (on 0..width, as published) of the pair that turns `rotations` times over the original context."""
@@ -35,22 +48,54 @@ def frequencies(width: int, theta: float, scaling: RopeScaling | None = None) ->
     return plain * (1 - ramp) + plain / scaling.factor * ramp
 
 
+def dynamic_frequencies(width: int, theta: float, factor: float, trained: int, lengths: Tensor) -> Tensor:
+    """Frequencies of texts that have reached `lengths` (int64 [B]) tokens, fp32 [B, width / 2]."""
+    stretch = factor * lengths.clamp(min=trained).double() / trained - (factor - 1)  # (B,)
+    base = (theta * stretch ** (width / (width - 2))).float()
+    return 1.0 / base[:, None] ** _exponents(width).to(lengths.device)
+
+
+def _exponents(width: int) -> Tensor:
+    """2i / P, fp32 [width / 2]."""
+    return torch.arange(0, width, 2, dtype=torch.float32, device="cpu") / width
+
+
 class Rope:
     """Cosines and sines of a model's positions, computed once a device and extended when a longer text comes."""
 
     def __init__(self, config: ModelConfig) -> None:
-        self.frequencies = frequencies(config.qk_rope_head_dim, config.rope_theta, config.rope_scaling)
-        self.multiplier = config.rope_scaling.rotation_multiplier if config.rope_scaling else 1.0
+        scaling = config.rope_scaling
+        self.width, self.theta = config.rope_width, config.rope_theta
+        self.frequencies = frequencies(self.width, self.theta, scaling)
+        self.multiplier = scaling.rotation_multiplier if scaling else 1.0
+        # Beyond this length the frequencies depend on the length reached, by this factor.
+        self.trained = config.max_position_embeddings
+        self.factor = scaling.factor if scaling and scaling.type == "dynamic" else 1.0
         self._table: dict[torch.device, Rotation] = {}
 
     def __call__(self, start: int | Tensor, length: int, device: torch.device) -> Rotation:
         """Rotation of positions start .. start + length - 1; `start` is an int or int64 [B]."""
         end = length + (start if isinstance(start, int) else int(start.max()))
+        if not self.reaches(end):
+            return self._stretched(start, length, device)
         cos, sin = self._until(end, device)
         if isinstance(start, int):
             return cos[start:end], sin[start:end]  # (T, P/2)
         positions = start[:, None] + torch.arange(length, device=device)  # (B, T)
         return cos[positions], sin[positions]
+
+    def reaches(self, length: int) -> bool:
+        """Whether texts of this length are turned by the same frequencies as all shorter ones."""
+        return self.factor == 1 or length <= self.trained
+
+    def _stretched(self, start: int | Tensor, length: int, device: torch.device) -> Rotation:
+        """The rotation where some row has outgrown the trained length: each row has frequencies of its own."""
+        starts = torch.tensor([start]) if isinstance(start, int) else start.cpu()
+        f = dynamic_frequencies(self.width, self.theta, self.factor, self.trained, starts + length)  # (B, P/2)
+        positions = (starts[:, None] + torch.arange(length)).float()  # (B, T)
+        angle = positions[..., None] * f[:, None]  # (B, T, P/2)
+        cos, sin = angle.cos().to(device), angle.sin().to(device)
+        return (cos[0], sin[0]) if isinstance(start, int) else (cos, sin)
 
     def _until(self, end: int, device: torch.device) -> Rotation:
         known = self._table.get(device)
@@ -64,7 +109,16 @@ class Rope:
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Turn the pairs of x: [B, T, H, P] -> the same shape and dtype; the arithmetic is fp32."""
+    """Turn the interleaved pairs of x: [B, T, H, P] -> the same shape and dtype; the arithmetic is fp32."""
     cos, sin = rotation[0].unsqueeze(-2), rotation[1].unsqueeze(-2)  # (T, 1, P/2)
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # (B, T, H, P/2) each
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).to(x.dtype)
+
+
+def rotate_halves(x: Tensor, rotation: Rotation) -> Tensor:
+    """Turn the pairs (i, i + P/2) of x's first P channels: [B, T, H, K] -> the same shape and dtype, in fp32."""
+    cos, sin = rotation[0].unsqueeze(-2), rotation[1].unsqueeze(-2)  # (T, 1, P/2)
+    half = cos.shape[-1]
+    first, second = x[..., :half].float(), x[..., half : 2 * half].float()
+    turned = torch.cat((first * cos - second * sin, first * sin + second * cos), -1).to(x.dtype)
+    return turned if 2 * half == x.shape[-1] else torch.cat((turned, x[..., 2 * half :]), -1)

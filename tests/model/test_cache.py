@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from moonlet.config import RopeScaling
 from moonlet.model.cache import Cache
 from moonlet.model.mla import ABSORB_UP_TO, MLA
 from moonlet.model.model import CausalLM
 from moonlet.model.rope import Rope
+from tests.conftest import GQA
 
 TOLERANCE = 1e-5
 LONG = ABSORB_UP_TO + 4  # a piece this long is read in expanded form
@@ -39,9 +41,16 @@ def model(tiny_model: Callable[..., CausalLM]) -> CausalLM:
     return tiny_model()
 
 
+@pytest.fixture(scope="module", params=[{}, GQA], ids=["mla", "gqa"])
+def either(request: pytest.FixtureRequest, tiny_model: Callable[..., CausalLM]) -> CausalLM:
+    """With each kind of cache."""
+    return tiny_model(**request.param)
+
+
 @given(pieces=st.lists(st.integers(1, 2 * ABSORB_UP_TO), min_size=1, max_size=6), seed=st.integers(0, 99))
 @torch.no_grad()
-def test_any_split_equals_the_whole(model: CausalLM, pieces: list[int], seed: int) -> None:
+def test_any_split_equals_the_whole(either: CausalLM, pieces: list[int], seed: int) -> None:
+    model = either
     tokens = text(2, sum(pieces), seed)
     cache = poisoned(model.new_cache(2, sum(pieces) + 3))
     parts = [model(piece, cache) for piece in tokens.split(pieces, 1)]
@@ -50,7 +59,13 @@ def test_any_split_equals_the_whole(model: CausalLM, pieces: list[int], seed: in
 
 
 @pytest.mark.parametrize(
-    "changes", [{"q_lora_rank": None}, {"first_k_dense_replace": 0, "n_group": 2, "topk_group": 1}]
+    "changes",
+    [
+        {"q_lora_rank": None},
+        {"first_k_dense_replace": 0, "n_group": 2, "topk_group": 1},
+        GQA | {"num_key_value_heads": 4, "head_dim": 16, "partial_rotary_factor": 0.5},
+        GQA | {"num_key_value_heads": 1, "tie_word_embeddings": True},
+    ],
 )
 @torch.no_grad()
 def test_token_by_token_equals_the_whole(tiny_model: Callable[..., CausalLM], changes: dict[str, int | None]) -> None:
@@ -65,7 +80,10 @@ def test_token_by_token_equals_the_whole(tiny_model: Callable[..., CausalLM], ch
     pieces=st.lists(st.integers(1, LONG), min_size=1, max_size=3),
 )
 @torch.no_grad()
-def test_rows_of_different_lengths_equal_each_row_alone(model: CausalLM, lengths: list[int], pieces: list[int]) -> None:
+def test_rows_of_different_lengths_equal_each_row_alone(
+    either: CausalLM, lengths: list[int], pieces: list[int]
+) -> None:
+    model = either
     B, more = len(lengths), sum(pieces)
     tokens = text(B, max(lengths) + more)
     cache = poisoned(model.new_cache(B, max(lengths) + more + 2))
@@ -121,7 +139,8 @@ def test_both_forms_are_taken(model: CausalLM, monkeypatch: pytest.MonkeyPatch) 
 
 
 @torch.no_grad()
-def test_an_emptied_row_reads_a_new_text_as_a_fresh_one(model: CausalLM) -> None:
+def test_an_emptied_row_reads_a_new_text_as_a_fresh_one(either: CausalLM) -> None:
+    model = either
     cache = poisoned(model.new_cache(3, 40))
     model(text(3, 30), cache)
     cache.empty_row(1)
@@ -158,6 +177,46 @@ def test_a_cache_of_other_rows_says_both_numbers(model: CausalLM) -> None:
 def test_impossible_caches_are_refused(model: CausalLM, batch: int, max_len: int) -> None:
     with pytest.raises(ValueError, match=f"a cache of {batch} rows and {max_len} positions.* 1..512"):
         model.new_cache(batch, max_len)
+
+
+@torch.no_grad()
+def test_kept_rows_go_on_as_if_alone(either: CausalLM) -> None:
+    lengths, tokens = [5, 12, 8], text(3, 16)
+    cache = poisoned(either.new_cache(3, 16))
+    for row, n in enumerate(lengths):
+        either(tokens[row : row + 1, :n], cache.rows(row, row + 1))
+    kept = cache.keep([2, 0])
+    assert kept.lengths.tolist() == [8, 5]
+    logits = either(torch.stack((tokens[2, 8:11], tokens[0, 5:8])), kept)
+    for i, (row, n) in enumerate(((2, 8), (0, 5))):
+        assert relative(logits[i], either(tokens[row : row + 1, : n + 3])[0, n:]) <= TOLERANCE
+    assert cache.lengths.tolist() == lengths  # copies: the cache they came from is as it was
+
+
+@torch.no_grad()
+def test_dynamic_scaling_makes_room_for_factor_times_the_trained_length(tiny_model: Callable[..., CausalLM]) -> None:
+    scaling = RopeScaling(2.5, type="dynamic")
+    model = tiny_model(max_position_embeddings=16, rope_scaling=scaling)
+    assert model(text(1, 40), model.new_cache(1, 40)).isfinite().all()
+    with pytest.raises(ValueError, match=r"positions in 1\.\.40"):
+        model.new_cache(1, 41)
+    with pytest.raises(ValueError, match="41 tokens exceed max_position_embeddings 16, stretched to 40"):
+        model(text(1, 41))
+
+
+@torch.no_grad()
+def test_dynamic_rows_of_different_lengths_do_not_influence_each_other(tiny_gqa: Callable[..., CausalLM]) -> None:
+    model = tiny_gqa(max_position_embeddings=8, rope_scaling=RopeScaling(8.0, type="dynamic"))
+    lengths, tokens = [3, 30, 7], text(3, 40)
+    together, alone = (poisoned(model.new_cache(3, 40)) for _ in range(2))
+    for cache in (together, alone):
+        for row, n in enumerate(lengths):
+            model(tokens[row : row + 1, :n], cache.rows(row, row + 1))
+    for piece in (1, 4, 1):
+        new = [tokens[row, n : n + piece][None] for row, n in enumerate(together.lengths.tolist())]
+        logits = model(torch.cat(new), together)
+        for row in range(3):
+            assert relative(logits[row : row + 1], model(new[row], alone.rows(row, row + 1))) <= TOLERANCE
 
 
 def test_the_cache_follows_the_compute_dtype(tiny_model: Callable[..., CausalLM]) -> None:

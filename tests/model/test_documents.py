@@ -10,11 +10,15 @@ import torch
 
 from moonlet.ops.attention import products, reference, sdpa
 from moonlet.ops.dispatch import force
+from tests.conftest import GQA
 
 
-@pytest.mark.parametrize("kind", ["reference", "sdpa", "products"])
-def test_a_packed_document_equals_the_document_alone(tiny_model: Callable[..., Any], kind: str) -> None:
-    model = tiny_model()
+@pytest.mark.parametrize("kind", ["reference", "sdpa", "products", "grouped"])
+@pytest.mark.parametrize("changes", [{}, GQA], ids=["mla", "gqa"])
+def test_a_packed_document_equals_the_document_alone(
+    tiny_model: Callable[..., Any], kind: str, changes: dict[str, Any]
+) -> None:
+    model = tiny_model(**changes)
     generator = torch.Generator().manual_seed(0)
     parts = [torch.randint(0, 61, (1, n), generator=generator) for n in (7, 1, 20, 12)]
     packed = torch.cat(parts, 1)

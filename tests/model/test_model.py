@@ -12,6 +12,7 @@ from torch import Tensor
 
 from moonlet.model.model import CausalLM
 from moonlet.model.router import Router
+from tests.conftest import GQA
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "q_lora": {},
@@ -22,7 +23,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "first_k_dense_replace": 0,
         "rope_scaling": {"type": "yarn", "factor": 32.0, "original_max_position_embeddings": 16, "mscale_all_dim": 1.0},
     },
-}
+    "gqa": GQA,
+    "mha, half turned, tied": GQA | {
+        "num_key_value_heads": 4, "head_dim": 16, "partial_rotary_factor": 0.5, "tie_word_embeddings": True,
+    },
+    "mqa, dense, linear": GQA | {
+        "num_key_value_heads": 1, "n_routed_experts": 0, "rope_scaling": {"type": "linear", "factor": 3.0},
+    },
+    "softmax scores, every other layer": {"scoring_func": "softmax", "moe_layer_freq": 2, "tie_word_embeddings": True},
+}  # fmt: skip
 
 
 @pytest.fixture(params=VARIANTS)

@@ -1,0 +1,134 @@
+"""Everything that can be said of a model from its configuration alone, as plain values.
+
+The modules are built on the meta device, so a model of a trillion parameters takes a second and no memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from math import prod
+from typing import Any
+
+from torch import Size
+
+from moonlet.config import ModelConfig
+from moonlet.model.count import Counts, cache_bytes_per_token, count, full_cache_bytes_per_token, shapes
+from moonlet.model.flops import Flops, flops_per_token
+
+USUAL_CONTEXT = 4096
+
+
+@dataclass(frozen=True)
+class Description:
+    """A model's tensors, sizes and operations.
+
+    context: keys a token attends to in `flops` and `decode`.
+    flops: of one token of a text read at once.
+    decode: of one token generated behind a cache.
+    """
+
+    config: ModelConfig
+    tensors: Mapping[str, Size]
+    counts: Counts
+    context: int
+    flops: Flops
+    decode: Flops
+
+    @property
+    def cache_bytes(self) -> int:
+        """Of one token, over all layers, in bf16."""
+        return cache_bytes_per_token(self.config)
+
+    @property
+    def full_cache_bytes(self) -> int:
+        """What whole keys and values of every head would take, in bf16."""
+        return full_cache_bytes_per_token(self.config)
+
+
+def describe(config: ModelConfig, context: int | None = None) -> Description:
+    """Measure a model of any size.
+
+    Args:
+        context: keys a token attends to, for its operations; None: `usual_context(config)`.
+
+    Raises:
+        ValueError: a context the model has no positions for.
+    """
+    context = usual_context(config) if context is None else context
+    tensors = shapes(config)
+    flops = flops_per_token(config, context, tensors=tensors)
+    decode = flops_per_token(config, context, absorbed=True, tensors=tensors)
+    return Description(config, tensors, count(config, tensors), context, flops, decode)
+
+
+def usual_context(config: ModelConfig) -> int:
+    """Keys to count operations with where none are asked for: 4,096, or all positions of a smaller model."""
+    return min(USUAL_CONTEXT, config.context_limit)
+
+
+def as_values(description: Description, name: str) -> dict[str, Any]:
+    """`description` for JSON."""
+    config, counts, flops = description.config, description.counts, description.flops
+    return {
+        "name": name,
+        "layers": config.num_hidden_layers,
+        "parameters": {"total": counts.total, **counts.parts},
+        "active_per_token": {
+            "without_embedding_and_head": counts.active,
+            "with_head": counts.active_with_head,
+            "with_head_and_embedding": counts.active_with_embedding,
+        },
+        "flops_per_token": {
+            "context": description.context,
+            "forward": {"total": flops.total, **flops.parts},
+            "training": flops.training,
+            "decode": {"total": description.decode.total, **description.decode.parts},
+        },
+        "cache_bytes_per_token": {
+            "latent_bf16": description.cache_bytes,
+            "full_heads_bf16": description.full_cache_bytes,
+        },
+        "weights_bytes_bf16": 2 * counts.total,
+        "softmax_scale": config.softmax_scale,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": asdict(config.rope_scaling) if config.rope_scaling else None,
+        "max_position_embeddings": config.max_position_embeddings,
+        "tensors": {tensor: list(shape) for tensor, shape in description.tensors.items()},
+    }
+
+
+@dataclass(frozen=True)
+class Group:
+    """Consecutive layers with the same tensors, or (`layers` None) the tensors outside of layers."""
+
+    layers: range | None
+    tensors: tuple[tuple[str, tuple[int, ...]], ...]
+
+    @property
+    def size(self) -> int:
+        """Parameters of one such layer."""
+        return sum(prod(shape) for _, shape in self.tensors)
+
+
+def group_layers(tensors: Mapping[str, Sequence[int]]) -> list[Group]:
+    """Collapse layers that follow one another and look alike, keeping the order of the modules."""
+    prefix = "model.layers."
+
+    def layer_of(item: tuple[str, tuple[int, ...]]) -> int | None:
+        name = item[0]
+        return int(name.removeprefix(prefix).split(".", 1)[0]) if name.startswith(prefix) else None
+
+    groups: list[Group] = []
+    for layer, items in groupby(((name, tuple(shape)) for name, shape in tensors.items()), key=layer_of):
+        if layer is None:
+            groups.append(Group(None, tuple(items)))
+            continue
+        inner = tuple((name.removeprefix(f"{prefix}{layer}."), shape) for name, shape in items)
+        last = groups[-1] if groups else None
+        if last and last.layers and last.tensors == inner:
+            groups[-1] = Group(range(last.layers.start, layer + 1), inner)
+        else:
+            groups.append(Group(range(layer, layer + 1), inner))
+    return groups
