@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from moonlet.text.atomic import atomic_path
+from moonlet.plot.canvas import FLOOR, MUTED, TRAIN, VALID, label, margins, new_figure, save
 from moonlet.train.metrics import read_metrics
-
-_INK, _MUTED, _TRAIN, _VALID, _FLOOR = "#1b1f24", "#8a929c", "#3b6fd4", "#c2410c", "#15803d"
 
 
 def draw_loss(metrics: Path, picture: Path, title: str, floor: float | None = None) -> None:
@@ -21,69 +20,56 @@ def draw_loss(metrics: Path, picture: Path, title: str, floor: float | None = No
     evals = list(read_metrics(metrics, "eval"))
     if len(train) < 2:
         return
-    # The object interface: pyplot would keep every figure alive and pick a window system.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4), dpi=120)
-    FigureCanvasAgg(figure)
+    figure = new_figure(9, 4, title)
     left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
-    # Fixed margins: measuring every label costs as much as all the rest, and this runs inside training.
-    figure.subplots_adjust(left=0.055, right=0.985, top=0.82, bottom=0.12, wspace=0.28)
-    figure.suptitle(title, color=_INK, fontsize=11, x=0.055, ha="left")
+    margins(figure, left=0.5, right=0.14, wspace=0.28)
     _draw_training(left, train)
     _draw_validation(right, evals, floor)
-    with atomic_path(picture) as temporary:
-        figure.savefig(temporary, format="png")
+    save(figure, picture)
 
 
 def _draw_training(axes: Any, train: list[dict[str, Any]]) -> None:
     steps = [r["step"] for r in train]
     losses = [r["loss"] for r in train]
-    axes.plot(steps, losses, color=_TRAIN, alpha=0.3, linewidth=0.8)
-    axes.plot(steps, smooth(losses), color=_TRAIN, linewidth=1.6)
-    # The first steps fall from ln(vocabulary) and would flatten everything after them.
-    low = min(losses)
-    high = sorted(losses)[int(0.93 * (len(losses) - 1))]
-    axes.set_ylim(low - 0.05 * (high - low) - 1e-3, high + 0.3 * (high - low) + 1e-3)
-    _label(axes, "training loss (nats a token)")
+    axes.plot(steps, losses, color=TRAIN, alpha=0.3, linewidth=0.8)
+    axes.plot(steps, smooth(losses), color=TRAIN, linewidth=1.6)
+    axes.set_ylim(*limits(losses))
+    label(axes, "training loss (nats a token)")
     rates = axes.twinx()
-    rates.plot(steps, [r["lr"] for r in train], color=_MUTED, linewidth=1, linestyle=":")
+    rates.plot(steps, [r["lr"] for r in train], color=MUTED, linewidth=1, linestyle=":")
     rates.set_ylim(bottom=0)
-    rates.set_ylabel("learning rate (dotted)", color=_MUTED, fontsize=8)
-    rates.tick_params(labelsize=7, colors=_MUTED)
+    rates.set_ylabel("learning rate (dotted)", color=MUTED, fontsize=8)
+    rates.tick_params(labelsize=7, colors=MUTED)
     rates.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    rates.yaxis.get_offset_text().set(size=7, color=_MUTED)
+    rates.yaxis.get_offset_text().set(size=7, color=MUTED)
     for side in ("top", "left"):
         rates.spines[side].set_visible(False)
-    rates.spines["right"].set_color(_MUTED)
+    rates.spines["right"].set_color(MUTED)
 
 
 def _draw_validation(axes: Any, evals: list[dict[str, Any]], floor: float | None) -> None:
-    _label(axes, "validation (bits per byte)")
+    label(axes, "validation (bits per byte)")
     if evals:
         steps, bits = [r["step"] for r in evals], [r["bits_per_byte"] for r in evals]
-        axes.plot(steps, bits, color=_VALID, linewidth=1.6, marker="o", markersize=3.5)
+        axes.plot(steps, bits, color=VALID, linewidth=1.6, marker="o", markersize=3.5)
         axes.annotate(
             f"{bits[-1]:.3f}", (steps[-1], bits[-1]), textcoords="offset points", xytext=(0, 8), ha="right",
-            color=_VALID, fontsize=9,
+            color=VALID, fontsize=9,
         )  # fmt: skip
     if floor is not None:
-        axes.axhline(floor, color=_FLOOR, linewidth=1.2, linestyle="--")
+        axes.axhline(floor, color=FLOOR, linewidth=1.2, linestyle="--")
         axes.annotate(
             f"entropy floor {floor:.3f}", (0.01, floor), xycoords=("axes fraction", "data"),
-            textcoords="offset points", xytext=(2, -11), color=_FLOOR, fontsize=9,
+            textcoords="offset points", xytext=(2, 4), color=FLOOR, fontsize=9,
         )  # fmt: skip
         axes.set_ylim(bottom=floor * 0.85)
 
 
-def _label(axes: Any, what: str) -> None:
-    axes.set_title(what, loc="left", fontsize=9, color=_INK)
-    axes.set_xlabel("step", fontsize=8)
-    axes.tick_params(labelsize=8)
-    axes.grid(alpha=0.25, linewidth=0.6)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+def limits(losses: Sequence[float]) -> tuple[float, float]:
+    """Where to cut the axis: the first steps fall from ln(vocabulary) and would flatten everything after them."""
+    low = min(losses)
+    high = sorted(losses)[int(0.93 * (len(losses) - 1))]
+    return low - 0.05 * (high - low) - 1e-3, high + 0.3 * (high - low) + 1e-3
 
 
 def smooth(values: list[float]) -> list[float]:

@@ -7,7 +7,7 @@ checkpoint is written before its step is evaluated: a crash in an evaluation los
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from moonlet.config import Recipe
 from moonlet.data.loader import Loader
 from moonlet.hub.write import write_model
 from moonlet.model.model import CausalLM
+from moonlet.model.observe import router_entropy
+from moonlet.optim.balance import describe_loads
 from moonlet.optim.optimizer import Optimizer
 from moonlet.optim.schedule import decay_start, learning_rate
 from moonlet.text.tokenizer import Tokenizer
@@ -30,6 +32,8 @@ from moonlet.train.state import Progress, write_state
 from moonlet.train.step import StepResult, train_step
 
 MAX_SKIPPED = 3
+# Every so many lines of kind "train" comes one of kind "experts", which is as long as a layer has experts.
+EXPERTS_EVERY = 10
 
 
 class TrainingStopped(RuntimeError):
@@ -45,6 +49,10 @@ class Hooks:
     redraw: Callable[[], None] = lambda: None
     show: Callable[[Progress, dict[str, Any]], None] = lambda progress, record: None
     message: Callable[[str], None] = lambda text: None
+    record: Callable[[Mapping[str, Any]], None] = lambda record: None  # told every line of metrics.jsonl
+    # Validation text, int64 [B, T], on which the routers' entropy is measured beside each evaluation; the same text
+    # every time, so that a curve shows the routers change and not the text.
+    probe: Tensor | None = None
 
 
 class Trainer:
@@ -81,7 +89,7 @@ class Trainer:
         keep_until(self.run.metrics_file, self.progress.step)
         before = self.progress.elapsed
         begin = time.perf_counter()
-        self.metrics = Metrics(self.run.metrics_file)
+        self.metrics = Metrics(self.run.metrics_file, self.hooks.record)
         try:
             with StopRequest() as stop:
                 self._catch_up()
@@ -156,11 +164,22 @@ class Trainer:
             "lr": lr,
             "grad_norm": result.grad_norm,
             "tokens_per_s": t.batch_size * t.seq_len / seconds,
-            **result.balance,
+            **{name: value for name, value in result.balance.items() if name != "loads"},
         }
         if p.step % t.log_every == 0 or self._finished():
             self.metrics.write("train", p.step, **record)
+        self._record_experts(result.balance)
         self.hooks.show(p, record)
+
+    def _record_experts(self, balance: Mapping[str, Any]) -> None:
+        """Now and then, how the tokens of the step were spread over each layer's experts."""
+        p, t = self.progress, self.recipe.train
+        if balance and (_due(p.step, EXPERTS_EVERY * t.log_every) or _due(p.step, t.eval_every) or self._finished()):
+            self.metrics.write("experts", p.step, layers=self._moe_layers(), **describe_loads(balance["loads"]))
+
+    def _moe_layers(self) -> list[int]:
+        config = self.model.config
+        return [layer for layer in range(config.num_hidden_layers) if config.is_moe(layer)]
 
     def _after_step(self) -> None:
         step, t = self.progress.step, self.recipe.train
@@ -169,6 +188,8 @@ class Trainer:
             self.save()
         if not last and _due(step, t.eval_every):
             self._evaluate()
+        if last:
+            self._probe_routers()  # the evaluation itself is made by whoever ends the run
         if _due(step, t.sample_every) or last:
             self._sample()
 
@@ -187,14 +208,23 @@ class Trainer:
         result = self.hooks.evaluate(self.model)
         if result:
             self.metrics.write("eval", self.progress.step, **result)
+        self._probe_routers()
         self.hooks.redraw()
+
+    def _probe_routers(self) -> None:
+        if self.hooks.probe is None:
+            return
+        entropy = router_entropy(self.model, self.hooks.probe.to(self.model.device))
+        if entropy:
+            values = [round(value, 5) for value in entropy.values()]
+            self.metrics.write("routers", self.progress.step, layers=list(entropy), entropy=values)
 
     def record_evaluation(self, result: dict[str, float]) -> None:
         """Append the evaluation that ends a run, unless an earlier start of it did."""
         step = self.progress.step
         if any(r["step"] == step for r in read_metrics(self.run.metrics_file, "eval")):
             return
-        metrics = Metrics(self.run.metrics_file)
+        metrics = Metrics(self.run.metrics_file, self.hooks.record)
         metrics.write("eval", step, **result)
         metrics.close()
 

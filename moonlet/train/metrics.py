@@ -1,27 +1,45 @@
-"""metrics.jsonl: one JSON object a line, each with `step` and `kind` ("train", "eval", "skip", "checkpoint", ...)."""
+"""metrics.jsonl: one JSON object a line, each with `step` and `kind`.
+
+train        loss (nats a token), lr, grad_norm, tokens_per_s, load_max and load_dead of the worst layer
+experts      a MoE layer each: load (share of each expert), max_over_mean, entropy (nats)
+eval         loss, bits_per_byte and bytes of the validation text
+routers      a MoE layer each: entropy (nats) of the router's normalised scores, mean over the tokens of a fixed text
+sample, skip, checkpoint
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from moonlet.text.atomic import atomic_write
 
 
-class Metrics:
-    """Appends lines; every line is flushed, so a killed run loses at most the one being written."""
+Listener = Callable[[Mapping[str, Any]], None]
 
-    def __init__(self, path: Path) -> None:
+
+class Metrics:
+    """Appends lines; every line is flushed, so a killed run loses at most the one being written.
+
+    Args:
+        listener: told every record after it was written; see `moonlet.train.sinks`.
+    """
+
+    def __init__(self, path: Path, listener: Listener | None = None) -> None:
         self.path = path
+        self._listener = listener
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Append one line."""
-        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        record = {"kind": kind, "step": step, **values}
+        self._file.write(json.dumps(record) + "\n")
         self._file.flush()
+        if self._listener is not None:
+            self._listener(record)
 
     def sync(self) -> None:
         """Make sure that what was written survives a power cut."""
