@@ -16,12 +16,11 @@ from rich.console import Console
 from moonlet import text
 from moonlet.cli.progress import Display
 from moonlet.config import Recipe, load_recipe, recipe_from_dict
-from moonlet.config.recipe import DataSettings
-from moonlet.data.corpus import Corpus, TextFileCorpus
+from moonlet.data.corpus import Corpus
 from moonlet.data.dataset import Dataset, open_dataset
 from moonlet.data.loader import Loader
+from moonlet.data.open import open_corpus
 from moonlet.data.prepare import folder_name, prepare
-from moonlet.data.synthetic import StoryCorpus
 from moonlet.eval.bits import Bits, measure
 from moonlet.folder import model_folder, save
 from moonlet.hub.read import read_model
@@ -102,13 +101,6 @@ def go_on(run: Run, console: Console) -> Outcome:
             trainer.hooks = hooks
             progress = trainer.train()
         return _finish(recipe, run, trainer, dataset, tokenizer, progress)
-
-
-def open_corpus(d: DataSettings) -> Corpus:
-    """The corpus that the recipe names."""
-    if d.kind != "story":
-        return TextFileCorpus(Path(d.path), Path(d.valid) if d.valid else None, d.valid_fraction)
-    return StoryCorpus(megabytes=d.megabytes, valid_stories=d.valid_stories, seed=d.seed)
 
 
 def _tokenizer(recipe: Recipe, corpus: Corpus, run: Run, console: Console) -> Tokenizer:

@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from moonlet.cli import data, evaluate, generate, inspect, quickstart, resume, tokenizer, train
+from moonlet.cli import data, doctor, evaluate, generate, inspect, plot, quickstart, resume, tokenizer, train
 
 app = typer.Typer(
     name="moonlet",
@@ -29,6 +29,8 @@ app.command()(resume.resume)
 app.command()(generate.generate)
 app.command(name="eval")(evaluate.evaluate)
 app.command()(inspect.inspect)
+app.command()(plot.plot)
+app.command()(doctor.doctor)
 
 # typer carries its own copy of click or imports the real one, by version; this base class is whichever it raises.
 _UsageError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")

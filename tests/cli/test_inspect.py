@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 
-from moonlet.cli.inspect import group_layers, human, human_bytes, inspect, read_target
+from moonlet.cli.inspect import inspect
 from moonlet.config import ModelConfig, preset, recipe_from_dict, toml
+from moonlet.config.target import read_target
+from moonlet.model.describe import group_layers
+from moonlet.plot.numbers import human, human_bytes
 
 
 @pytest.fixture

@@ -1,0 +1,111 @@
+"""Which implementation each operation will take on this machine, and why: asked of the choosers themselves."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from moonlet.ops import attention, dispatch, experts, flash
+from moonlet.ops.dispatch import implementation
+from moonlet.train.packages import installed
+from moonlet.train.precision import compute_dtype
+
+_LENGTHS = (256, 512, 2048)
+_WHY = {
+    "products": "batched products, as fast as fused kernels while [T, S] is small",
+    "sdpa": "PyTorch's fused kernel, which never holds [T, S]",
+    "flash": "the flash_attn package",
+    "grouped": "one product for all heads that share keys",
+    "reference": "the plain form",
+    "few": "only the chosen experts' matrices are read",
+    "sorted": "tokens laid out by expert once, one product an expert",
+}
+
+
+@dataclass(frozen=True)
+class FastPath:
+    """One choice."""
+
+    what: str
+    choice: str
+    why: str
+
+
+def fast_paths(device: torch.device, dtype: str = "auto") -> list[FastPath]:
+    """What training and decoding on `device` will use; "auto" probes the dtype, as training does."""
+    resolved = compute_dtype(dtype, device)
+    return [
+        FastPath("compute dtype", str(resolved).removeprefix("torch."), _why_dtype(dtype, resolved, device)),
+        *_attention_paths(device, resolved),
+        *_expert_paths(device, resolved),
+        _flash_path(device),
+        FastPath("flash-linear-attention", "off", "no model here has linear attention"),
+        *_forced(),
+    ]
+
+
+def _why_dtype(requested: str, dtype: torch.dtype, device: torch.device) -> str:
+    if requested != "auto":
+        return "asked for"
+    if device.type == "cuda":
+        return "this GPU has bf16" if dtype == torch.bfloat16 else "this GPU has no bf16"
+    if device.type != "cpu":
+        return "the only one tested on this device"
+    return "timed: bf16 gains over 1.3 x" if dtype == torch.bfloat16 else "timed: bf16 gains under 1.3 x"
+
+
+def _attention_paths(device: torch.device, dtype: torch.dtype) -> list[FastPath]:
+    def chosen(queries: int, keys: int, heads: int, widths: tuple[int, int]) -> str:
+        q = torch.empty(1, 4, queries, widths[0], device=device, dtype=dtype)
+        k = torch.empty(1, heads, keys, widths[0], device=device, dtype=dtype)
+        v = torch.empty(1, heads, keys, widths[1], device=device, dtype=dtype)
+        name = attention._choose(q, k, v, keys - queries)
+        return _name("attention", name)
+
+    by_choice: dict[str, list[str]] = {}
+    for length in _LENGTHS:
+        by_choice.setdefault(chosen(length, length, 4, (48, 32)), []).append(f"{length:,}")
+    paths = [
+        FastPath(f"attention at {', '.join(lengths)}", choice, _WHY.get(choice, ""))
+        for choice, lengths in by_choice.items()
+    ]
+    decode = chosen(1, 512, 1, (80, 64))
+    return [*paths, FastPath("attention decoding", decode, _WHY.get(decode, ""))]
+
+
+def _expert_paths(device: torch.device, dtype: torch.dtype) -> list[FastPath]:
+    def chosen(tokens: int, learns: bool) -> str:
+        x = torch.empty(tokens, 8, device=device, dtype=dtype, requires_grad=learns)
+        index = torch.zeros(tokens, 2, dtype=torch.int64, device=device)
+        weights: Tensor = torch.empty(4, 16, 8, device=device, dtype=dtype)
+        name = experts._choose(x, weights, index)
+        return _name("experts", name)
+
+    training, decode = chosen(4096, True), chosen(1, False)
+    return [
+        FastPath("experts training", training, _WHY.get(training, "")),
+        FastPath("experts decoding", decode, _WHY.get(decode, "")),
+    ]
+
+
+def _name(op: str, chosen: str) -> str:
+    """Name of the implementation that runs: `chosen`, or the one forced instead of it, if there is such a one."""
+    implementation(op, chosen)
+    return dispatch._forced.get(op, chosen)
+
+
+def _flash_path(device: torch.device) -> FastPath:
+    if device.type != "cuda":
+        return FastPath("flash-attention", "off", "it runs on NVIDIA GPUs only")
+    if flash.package() is None:
+        why = "installed, but made for another torch" if installed("flash-attn") else "pip install flash-attn"
+        return FastPath("flash-attention", "off", why)
+    return FastPath("flash-attention", "on", "for bf16 and fp16, heads up to 256 wide")
+
+
+def _forced() -> list[FastPath]:
+    forced = os.environ.get("MOONLET_OPS", "")
+    return [FastPath("forced", forced, "by the environment, MOONLET_OPS")] if forced else []

@@ -1,0 +1,159 @@
+"""How much memory training takes, before it takes it.
+
+    weights      4 bytes a parameter (fp32 masters)
+    gradients    4
+    optimizer    AdamW 8; Muon 4 for matrices, 8 for embedding, head and norms
+    activations  what the forward keeps for the backward, tensor by tensor as the layers save them
+    workspace    the larger of what the loss and the optimizer's step hold for a moment
+
+Letters: N tokens at once, s bytes of the compute dtype. A bf16 forward also keeps a bf16 copy of every matrix. Tests
+hold the activations against what autograd really saves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Size
+
+from moonlet.config import ModelConfig
+from moonlet.model.count import part_of
+from moonlet.ops import attention
+
+# What a process holds that has loaded torch and the rest, before any model.
+PROCESS = {"cpu": 400 * 2**20, "cuda": 600 * 2**20}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes by what holds them."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    workspace: int
+    process: int
+
+    @property
+    def total(self) -> int:
+        """The peak: the parts that are there together. Activations are gone when the optimizer works."""
+        held = self.weights + self.gradients + self.optimizer + self.process
+        return held + max(self.activations, self.workspace)
+
+
+def training_memory(
+    config: ModelConfig,
+    tensors: Mapping[str, Size],
+    *,
+    optimizer: str,
+    batch: int,
+    seq_len: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    documents: bool = True,
+) -> Memory:
+    """Estimate the peak of a training step.
+
+    Args:
+        tensors: what `shapes(config)` returned.
+        optimizer: "muon" or "adamw".
+        batch: sequences at once (a micro-batch).
+        dtype: compute dtype; weights are fp32.
+        documents: whether packed documents are kept apart, which needs a mask for every row.
+    """
+    learned = {name: shape for name, shape in tensors.items() if not name.endswith("e_score_correction_bias")}
+    parameters = sum(shape.numel() for shape in learned.values())
+    matrices = {name: s for name, s in learned.items() if len(s) > 1 and part_of(name) not in ("embedding", "head")}
+    by_muon = sum(shape.numel() for shape in matrices.values()) if optimizer == "muon" else 0
+    kept = activations(config, batch, seq_len, dtype, device, documents)
+    if dtype != torch.float32:
+        kept += dtype.itemsize * sum(s.numel() for name, s in matrices.items() if part_of(name) != "router")
+    loss = _loss_workspace(config, batch * seq_len)
+    return Memory(
+        weights=4 * parameters,
+        gradients=4 * parameters,
+        optimizer=8 * parameters - 4 * by_muon,
+        activations=kept + loss,
+        workspace=_muon_workspace(matrices) if optimizer == "muon" else 0,
+        process=PROCESS["cuda" if device.type == "cuda" else "cpu"],
+    )
+
+
+def activations(
+    config: ModelConfig, batch: int, seq_len: int, dtype: torch.dtype, device: torch.device, documents: bool = True
+) -> int:
+    """Bytes that autograd keeps of one forward of [batch, seq_len] tokens, without copies of weights."""
+    s, D = dtype.itemsize, config.hidden_size
+    per_layer = _attention_bytes(config, seq_len, dtype, device, documents) + 2 * _norm_bytes(D, s)
+    total = 0.0
+    for layer in range(config.num_hidden_layers):
+        total += per_layer
+        if config.is_moe(layer):
+            total += _expert_bytes(config, batch * seq_len, s)
+        else:
+            total += 4 * config.intermediate_size * s  # gate, silu, up and their product
+    total += _norm_bytes(D, s) + D * s  # the final norm, and the loss's gradient of its result
+    return round(batch * seq_len * total)
+
+
+def _norm_bytes(width: int, s: int) -> int:
+    """A norm keeps its fp32 input, and in compute dtype the normalised and the scaled result."""
+    return width * (4 + 2 * s)
+
+
+def _attention_bytes(
+    config: ModelConfig, seq_len: int, dtype: torch.dtype, device: torch.device, documents: bool
+) -> float:
+    """Of one token in one layer: latents, queries, keys, values, result, and probabilities or a mask."""
+    s, H = dtype.itemsize, config.num_attention_heads
+    key = config.qk_head_dim
+    if config.kv_lora_rank is None:
+        groups, value, latents = config.num_key_value_heads, config.head_dim, 0
+    else:
+        groups, value = H, config.v_head_dim
+        latents = _norm_bytes(config.kv_lora_rank, s)
+        latents += _norm_bytes(config.q_lora_rank, s) if config.q_lora_rank is not None else 0
+    if _is_fused(config, seq_len, dtype, device):
+        wide = max(key, value)  # keys and values padded to one width, the result too, and a log-sum a head
+        scores = (2 * H + 2 * groups) * wide * s + 4 * H + H * value * s
+        return latents + scores + (seq_len * s if documents and device.type != "cuda" else 0)
+    return latents + (H * key + groups * key + groups * value + H * value + H * seq_len) * s
+
+
+def _is_fused(config: ModelConfig, seq_len: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether attention will not hold [T, S]; asked of the chooser."""
+    if device.type == "cuda":
+        return True
+    shape = (1, config.num_attention_heads, seq_len)
+    q, v = (torch.empty(*shape, w, dtype=dtype, device="meta") for w in (config.qk_head_dim, config.qk_head_dim))
+    return attention._choose(q, q, v, 0) == "sdpa"
+
+
+def _expert_bytes(config: ModelConfig, tokens: int, s: int) -> float:
+    """Of one token in one layer: the sorted copies with their padding, the router and the shared experts."""
+    D, I, E, A = config.hidden_size, config.moe_intermediate_size, config.n_routed_experts, config.num_experts_per_tok
+    copies = tokens * A
+    # ops/experts.py: every expert's rows up to a multiple of 128, or of 16 where there are few.
+    pad = 128 if copies >= 128 * E else 16
+    rows = (copies + E * pad / 2) / tokens
+    router = 4 * E + (4 * D if s < 4 else 0) + 16 * A
+    return rows * (D + 3 * I) * s + router + 4 * config.n_shared_experts * I * s
+
+
+def _loss_workspace(config: ModelConfig, tokens: int) -> int:
+    """The logits of one chunk in fp32, twice, and the head's gradient (ops/loss.py)."""
+    rows = min(tokens, max(64, 2**23 // config.vocab_size))
+    return 2 * 4 * rows * config.vocab_size + 4 * config.vocab_size * config.hidden_size
+
+
+def _muon_workspace(matrices: Mapping[str, Size]) -> int:
+    """All updates before they are orthogonalised, and the largest group of equal shapes while it is."""
+    groups: dict[tuple[int, int], int] = {}
+    for name, shape in matrices.items():
+        rows = shape[-2] // 2 if name.endswith("gate_up_proj") else shape[-2]
+        groups[rows, shape[-1]] = groups.get((rows, shape[-1]), 0) + shape.numel()
+    # fp32: the group joined, normed, and its result; bf16: the iterate before and after.
+    return 4 * sum(shape.numel() for shape in matrices.values()) + 16 * max(groups.values(), default=0)
