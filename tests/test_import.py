@@ -38,3 +38,23 @@ def test_texts_and_data_need_no_torch(room: str) -> None:
 
 def test_the_command_line_is_light_before_a_verb_runs() -> None:
     assert not loaded_after("import moonlet.cli.inspect") & {"torch", "numpy", "matplotlib"}
+
+
+def verbs() -> list[tuple[str, ...]]:
+    """Every verb and sub-verb of the command line."""
+    from moonlet.cli.main import app
+
+    found = [(str(c.name or c.callback.__name__),) for c in app.registered_commands if c.callback]
+    for group in app.registered_groups:
+        inner = group.typer_instance.registered_commands if group.typer_instance else []
+        found += [(str(group.name), str(c.name or c.callback.__name__)) for c in inner if c.callback]
+    return found
+
+
+@pytest.mark.parametrize("verb", verbs(), ids=" ".join)
+def test_help_imports_nothing_heavy(verb: tuple[str, ...]) -> None:
+    ask = (
+        "import contextlib, io\nfrom moonlet.cli.main import app\n"
+        f"with contextlib.redirect_stdout(io.StringIO()):\n    app([*{verb!r}, '--help'], standalone_mode=False)"
+    )
+    assert not loaded_after(ask) & {"torch", "numpy", "matplotlib", "tokenizers", "safetensors", "transformers"}
