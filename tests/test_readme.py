@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 
 from moonlet.cli import job
+from moonlet.data import StoryCorpus
+from moonlet.data.corpus import write_documents
 from tests.train import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -38,11 +40,12 @@ def commands() -> list[str]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """What a reader has after `make quickstart`, only smaller."""
     path = tmp_path_factory.mktemp("reader")
-    for name in ("train", "valid", "stories"):
+    for name in ("train", "valid"):
         (path / f"{name}.txt").write_text(tiny.TEXT.replace("ran", f"ran to {name}"), encoding="utf-8")
+    write_documents(StoryCorpus(megabytes=0.2, valid_stories=1).documents("train"), path / "stories.txt")
     shutil.copytree(ROOT / "recipes", path / "recipes")
     for name in ("quickstart", "tinystories"):
-        job.start(tiny.recipe(path), path / "runs" / name, tiny.quiet())
+        job.start(tiny.recipe(path, "model.max_position_embeddings=1024"), path / "runs" / name, tiny.quiet())
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
         yield path

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -47,7 +47,7 @@ def print_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
         ("packages", _packages(diagnosis)),
     ):
         table = Table.grid(padding=(0, 2))
-        table.add_column(no_wrap=True, style="dim", min_width=18)
+        table.add_column(no_wrap=True, style="dim", min_width=22)
         table.add_column()
         for row in rows:
             table.add_row(*row)
@@ -80,20 +80,18 @@ def _machine(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
 
 
 def _measured(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
-    from moonlet.plot.numbers import SI, human
-
     rates, allocator = diagnosis.rates, diagnosis.allocator
     where = f" on {diagnosis.device}"
     yield "memory bandwidth", f"{rates.bandwidth / 1e9:,.1f} GB/s{where}"
-    bf16 = f", bf16 {human(rates.bf16, SI)}FLOP/s" if rates.bf16 else ""
+    bf16 = f", bf16 {rates.bf16 / 1e9:,.0f} GFLOP/s" if rates.bf16 else ""
     ratio = f" ({rates.bf16 / rates.fp32:.1f} x)" if rates.bf16 else ""
-    yield "matrix products", f"fp32 {human(rates.fp32, SI)}FLOP/s{bf16}{ratio}"
+    yield "matrix products", f"fp32 {rates.fp32 / 1e9:,.0f} GFLOP/s{bf16}{ratio}"
     if not allocator.listened:
         yield "freed memory", "goes back to the system: this C library cannot be told to keep it"
     elif allocator.effective is None:
         yield "freed memory", "kept by the process while training"
     else:
-        works = "kept by the process while training" if allocator.effective else "should be kept and is not"
+        works = "kept while training" if allocator.effective else "should be kept and is not"
         yield "freed memory", f"{works}: {allocator.faults_before:,} page faults become {allocator.faults_after:,}"
 
 
@@ -106,10 +104,15 @@ def _paths(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
 def _packages(diagnosis: Diagnosis) -> Iterator[tuple[str, Any]]:
     from rich.markup import escape
 
-    yield "installed", ", ".join(f"{name} {version}" for name, version in diagnosis.versions.items())
+    yield "installed", _joined(f"{name} {version}" for name, version in diagnosis.versions.items())
     present = [f"{p.name} {p.version}" for p in diagnosis.packages if p.version]
     if present:
-        yield "optional", ", ".join(present)
+        yield "optional", _joined(present)
     for p in diagnosis.packages:
         if not p.version:
-            yield f"no {p.name}"[:22], f"{escape(p.install)}   [dim]{p.use}[/dim]"
+            yield p.name, f"missing: {escape(p.install)}"
+
+
+def _joined(words: Iterable[str]) -> str:
+    """A list whose entries are not broken over lines."""
+    return ", ".join(word.replace(" ", "\N{NO-BREAK SPACE}") for word in words)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from moonlet import text
 from moonlet.cli.progress import Display
@@ -227,7 +228,7 @@ def _hooks(
     floor, t = dataset.manifest.floor, recipe.train
 
     def evaluate(model: CausalLM) -> dict[str, float]:
-        bits = validation_bits(model, dataset, tokenizer, t.seq_len, t.eval_bytes)
+        bits = validation_bits(model, dataset, t.seq_len, t.eval_bytes)
         display.note(f"validation {bits.bits_per_byte:.3f} bits per byte{_beside(floor)}")
         return {"loss": bits.loss, "bits_per_byte": bits.bits_per_byte, "bytes": bits.bytes}
 
@@ -250,7 +251,13 @@ def _hooks(
         draw_loss(run.metrics_file, run.plot_file, title(recipe, dataset), floor)
         write_samples(run, recipe.name)
 
-    return Hooks(evaluate, sample, redraw, display.show, display.note)
+    return Hooks(evaluate, sample, redraw, display.show, display.note, probe=probe(dataset, t.seq_len))
+
+
+def probe(dataset: Dataset, length: int) -> Tensor:
+    """The first validation tokens, int64 [1, T]: what the routers' entropy is measured on."""
+    stream = dataset.tokens("valid")
+    return torch.from_numpy(stream.read(0, min(len(stream), length)).astype("int64"))[None]
 
 
 def _finish(
@@ -260,22 +267,22 @@ def _finish(
     if progress.total is None or progress.step < progress.total:
         return Outcome(run, progress, None, floor, progress.elapsed)
     save(trainer.model, tokenizer, run.model)
-    bits = validation_bits(trainer.model, dataset, tokenizer, recipe.train.seq_len, 0)
+    bits = validation_bits(trainer.model, dataset, recipe.train.seq_len, 0)
     trainer.record_evaluation({"loss": bits.loss, "bits_per_byte": bits.bits_per_byte, "bytes": bits.bytes})
     draw_loss(run.metrics_file, run.plot_file, title(recipe, dataset), floor)
     write_samples(run, recipe.name)
     return Outcome(run, progress, bits, floor, progress.elapsed)
 
 
-def validation_bits(model: CausalLM, dataset: Dataset, tokenizer: Tokenizer, context: int, limit: int) -> Bits:
+def validation_bits(model: CausalLM, dataset: Dataset, context: int, limit: int) -> Bits:
     """Bits per byte over about `limit` bytes of the validation split, whole documents; 0: all of it.
 
     The documents are taken evenly from the whole split: the first ones of a file need not be like the others.
     """
     stream = dataset.tokens("valid")
     every = max(1, round(dataset.manifest.splits["valid"].bytes / limit)) if limit else 1
-    chosen = (stream.document(i).tolist() for i in range(0, stream.n_documents, every))
-    return measure(model, ((ids, len(tokenizer.decode_bytes(ids[1:-1]))) for ids in chosen), context)
+    chosen = range(0, stream.n_documents, every)
+    return measure(model, ((stream.document(i).tolist(), stream.document_bytes(i)) for i in chosen), context)
 
 
 def title(recipe: Recipe, dataset: Dataset) -> str:

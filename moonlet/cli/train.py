@@ -16,6 +16,13 @@ def train(
     out: Annotated[
         Path | None, typer.Option(help="The run folder to make.", show_default="runs/NAME, the recipe's")
     ] = None,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="The recipe's trial of under a minute, without a network.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would take, in memory, time and disk, and start nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON.")] = False,
 ) -> None:
     """Train a model as a recipe says.
 
@@ -23,14 +30,21 @@ def train(
     """
     from rich.console import Console
 
-    from moonlet.cli.report import print_outcome
     from moonlet.config import load_recipe
 
-    loaded = load_recipe(recipe, overrides or [])
-    from moonlet.cli import job
+    if as_json and not dry_run:
+        raise ValueError("--json goes with --dry-run; a run writes its numbers to metrics.jsonl")
+    loaded = load_recipe(recipe, overrides or [], smoke)
+    folder, console = out or fresh_folder(loaded.name), Console()
+    if dry_run:
+        from moonlet.cli.plan import print_plan
 
-    console = Console()
-    print_outcome(job.start(loaded, out or fresh_folder(loaded.name), console), console)
+        print_plan(loaded, folder, console, as_json)
+        return
+    from moonlet.cli import job
+    from moonlet.cli.report import print_outcome
+
+    print_outcome(job.start(loaded, folder, console), console)
 
 
 def fresh_folder(name: str) -> Path:

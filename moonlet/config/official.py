@@ -7,9 +7,10 @@
 | llama | GQA | dense | everybody |
 
 A model is written in the first form that holds it; `kimi_k2` is read and never written, as it is the form Kimi-K2's
-own weights have under a label that transformers refuses. Two settings are written in their official keys and computed
-here, by DeepSeek's published code (moe_layer_freq), by Kimi-Linear's (softmax) and by vLLM, while transformers'
-classes know one value only and ignore the key: `moe_layer_freq` > 1 and `scoring_func` "softmax".
+own weights have under a label that transformers refuses. Two settings keep their official keys though transformers'
+classes know one value of each and pass over the key: `moe_layer_freq` > 1, where it then misses tensors and says so, and
+`scoring_func` "softmax", where it says nothing and computes sigmoid. They are for this package, and for engines that
+read these keys, as vLLM does for deepseek_v3.
 """
 
 from __future__ import annotations

@@ -177,7 +177,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), smoke: bool = F
         raise ValueError(f"{path} is not valid TOML: {error}") from None
     try:
         if smoke:
-            trial = recipe_from_dict(data).smoke
+            trial = _convert("smoke", tuple[str, ...], data.get("smoke", []))
             if not trial:
                 raise ValueError('it has no smoke form; add smoke = ["train.steps=20", ...]')
             overrides = [*trial, *overrides]

@@ -1,82 +1,184 @@
-"""Evaluating a folder on a file: what `moonlet eval` prints."""
+"""Evaluating a folder: everything `moonlet eval` measures, as one report that prints and that JSON holds."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from moonlet.data.corpus import TextFileCorpus, read_documents
-from moonlet.data.dataset import Dataset, open_dataset
-from moonlet.data.manifest import MANIFEST_FILE
-from moonlet.eval.bits import Bits, encoded, measure
-from moonlet.folder import load
+from moonlet.eval.bits import Bits, measure
+from moonlet.eval.position import Bucket, by_position, exact_bytes, position_losses
+from moonlet.eval.questions import QuestionScores, ask
+from moonlet.eval.texts import FileTexts, RunTexts, run_dataset
+from moonlet.eval.told import Told, judge, tell
+from moonlet.folder import load, model_folder
+from moonlet.model.count import Counts, count
+from moonlet.model.model import CausalLM
 from moonlet.ops.allocator import keep_freed_memory
+from moonlet.text.atomic import atomic_write
+from moonlet.text.tokenizer import Tokenizer
 from moonlet.train.run import Run
+
+__all__ = ["EVAL_FILE", "Report", "Request", "evaluate_folder", "run_dataset", "save_report"]
+
+EVAL_FILE = "eval.json"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to measure besides loss and bits per byte; equal requests give equal figures.
+
+    data: a text file, folder or glob; None: the run's own validation text. context: tokens read at once; None: the
+    run's sequence length, else 1,024 or the model's limit. questions: ask about `stories` held-out stories of the
+    story world. samples: let the model tell so many texts. by_position: loss by position; packed: straight through
+    the documents.
+    """
+
+    data: Path | None = None
+    context: int | None = None
+    questions: bool = False
+    stories: int = 50
+    samples: int = 0
+    by_position: bool = False
+    packed: bool = False
+    seed: int = 0
 
 
 @dataclass(frozen=True)
 class Report:
-    """An evaluation with its names. `floor` is None where nobody knows the text's entropy."""
+    """An evaluation. `floor` is None where nobody knows the text's entropy, other parts where nobody asked."""
 
     model: str
+    weights: str
     text: str
     context: int
     bits: Bits
     floor: float | None
+    counts: Counts
+    lossless: bool
+    seed: int = 0
+    questions: QuestionScores | None = None
+    told: Told | None = None
+    positions: tuple[Bucket, ...] | None = None
+    packed: bool = False
 
-    def lines(self) -> str:
-        """For a terminal."""
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; a part nobody asked for is missing."""
         b = self.bits
-        out = [
-            f"model         {self.model}",
-            f"text          {self.text}: {b.documents:,} documents, {b.bytes:,} bytes, {b.tokens:,} tokens",
-            f"context       {self.context} tokens",
-            f"loss          {b.loss:.4f} nats a token",
-            f"bits per byte {b.bits_per_byte:.4f}",
-        ]
-        if self.floor is not None:
-            out.append(f"entropy floor {self.floor:.4f} ({100 * (b.bits_per_byte / self.floor - 1):.1f}% above it)")
-        return "\n".join(out)
+        out: dict[str, Any] = {
+            "weights": self.weights,
+            "parameters": self.counts.total,
+            "active_parameters": self.counts.active,
+            "text": {
+                "name": self.text,
+                "documents": b.documents,
+                "bytes": b.bytes,
+                "tokens": b.tokens,
+                "context": self.context,
+                "loss": b.loss,
+                "bits_per_byte": b.bits_per_byte,
+                "floor": self.floor,
+                "lossless_tokenizer": self.lossless,
+            },
+        }
+        if self.questions is not None:
+            out["questions"] = {"seed": self.seed, **self.questions.to_dict()}
+        if self.told is not None:
+            out["told"] = {"seed": self.seed, **self.told.to_dict()}
+        if self.positions is not None:
+            out["packed" if self.packed else "by_position"] = {
+                "text": self.text,
+                "context": self.context,
+                "positions": [bucket.to_dict() for bucket in self.positions],
+            }
+        return out
 
 
-def evaluate_folder(path: Path, data: Path | None, context: int | None) -> Report:
-    """Measure the model in `path` on the text file `data`, or on the run's own validation split.
+def evaluate_folder(path: Path, request: Request | None = None) -> Report:
+    """Measure the model in `path`.
 
     Args:
         path: a run folder or a Hugging Face directory.
-        data: documents between `<|endoftext|>` lines; None needs a run folder.
-        context: tokens read at once; None takes the run's sequence length, else 1,024 or the model's limit.
 
     Raises:
-        ValueError: nothing to evaluate on, or an impossible context.
+        ValueError: nothing to evaluate on, or an impossible request.
     """
+    request = request or Request()
     keep_freed_memory()
     run = Run.open(path) if (path / "recipe.toml").is_file() else None
-    if data is None and run is None:
+    if request.data is None and run is None:
         raise ValueError(f"{path} is no run folder, so it has no validation text of its own; give --data FILE")
-    if data is not None:
-        TextFileCorpus(data)  # for its checks: present, not empty
     model, tokenizer = load(path)
+    texts = FileTexts(request.data, tokenizer) if request.data else RunTexts(run or Run.open(path), tokenizer)
+    recipe = run.recipe() if run else None
+    context = request.context
     if context is None:
-        context = run.recipe().train.seq_len if run else min(1024, model.config.max_position_embeddings)
-    if data is not None:
-        bits = measure(model, encoded(tokenizer, read_documents(data)), context)
-        return Report(str(path), data.name, context, bits, None)
-    assert run is not None
-    dataset = run_dataset(run)
-    stream = dataset.tokens("valid")
-    ids = (stream.document(i).tolist() for i in range(stream.n_documents))
-    bits = measure(model, ((d, len(tokenizer.decode_bytes(d[1:-1]))) for d in ids), context)
-    name = f"{dataset.manifest.name}, validation split"
-    return Report(str(path), name, context, bits, dataset.manifest.floor)
+        context = recipe.train.seq_len if recipe else min(1024, model.config.max_position_embeddings)
+    bits = measure(model, texts.documents(), context)
+    positions = None
+    if request.by_position or request.packed:
+        positions = _positions(model, tokenizer, texts, context, request.packed)
+    questions = None
+    if request.questions:
+        # The world of the run's own stories; where that is not known, the world that recipes have by default.
+        world = recipe.data.seed if recipe and recipe.data.kind == "story" else 0
+        questions = ask(model, tokenizer, request.stories, context, world, request.seed)
+    told = None
+    if request.samples:
+        story_world = request.questions or (recipe is not None and recipe.data.kind == "story")
+        completions = tell(model, tokenizer, request.samples, request.seed)
+        told = judge(completions, texts.plain(), _training(run, tokenizer), story_world)
+    folder = model_folder(path)
+    return Report(
+        model=str(path),
+        weights=str(folder.relative_to(path)),
+        text=texts.name,
+        context=context,
+        bits=bits,
+        floor=texts.floor,
+        counts=count(model.config),
+        lossless=getattr(tokenizer, "lossless", True),
+        seed=request.seed,
+        questions=questions,
+        told=told,
+        positions=positions,
+        packed=request.packed,
+    )
 
 
-def run_dataset(run: Run) -> Dataset:
-    """The prepared data set of a run: the one inside its folder, or the shared one that run.json names."""
-    found = [p.parent for p in run.data.glob(f"*/{MANIFEST_FILE}")]
-    if not found:
-        named = run.facts().get("data")
-        found = [Path(named)] if isinstance(named, str) else []
-    if not found:
-        raise ValueError(f"{run.path} has no prepared data set; give --data FILE")
-    return open_dataset(found[0])
+def _positions(
+    model: CausalLM, tokenizer: Tokenizer, texts: FileTexts | RunTexts, context: int, packed: bool
+) -> tuple[Bucket, ...]:
+    sizes = exact_bytes(tokenizer)
+    if packed:
+        return tuple(position_losses(model, texts.packed(), context, token_bytes=sizes).buckets())
+    return tuple(by_position(model, texts.documents(), context, token_bytes=sizes))
+
+
+def _training(run: Run | None, tokenizer: Tokenizer) -> Iterator[str] | None:
+    """The training text, where it is at hand."""
+    try:
+        return RunTexts(run, tokenizer).training() if run else None
+    except (ValueError, FileNotFoundError):
+        return None
+
+
+def save_report(report: Report, path: Path) -> Path | None:
+    """Write a run's eval.json, atomically; None where `path` is no run folder.
+
+    Parts that were measured earlier on the same weights are kept.
+    """
+    if not (path / "recipe.toml").is_file():
+        return None
+    file = path / EVAL_FILE
+    new = report.to_dict()
+    try:
+        old = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        old = {}
+    if isinstance(old, dict) and old.get("weights") == new["weights"]:
+        new = {**old, **new}
+    atomic_write(file, json.dumps(new, indent=2, sort_keys=True) + "\n")
+    return file

@@ -101,9 +101,12 @@ class Rope:
         known = self._table.get(device)
         if known is None or known[0].shape[0] < end:
             size = max(256, 1 << (end - 1).bit_length())
-            # The reference takes position * frequency in fp32; so do we, or long positions would differ.
-            angle = torch.arange(size, dtype=torch.float32)[:, None] * self.frequencies.cpu()
-            known = (angle.cos() * self.multiplier).to(device), (angle.sin() * self.multiplier).to(device)
+            # The table outlives this call: one made while generating must serve training, which cannot differentiate
+            # through tensors of inference mode.
+            with torch.inference_mode(False):
+                # The reference takes position * frequency in fp32; so do we, or long positions would differ.
+                angle = torch.arange(size, dtype=torch.float32)[:, None] * self.frequencies.cpu()
+                known = (angle.cos() * self.multiplier).to(device), (angle.sin() * self.multiplier).to(device)
             self._table[device] = known
         return known
 

@@ -43,12 +43,16 @@ def _choose(q: Tensor, k: Tensor, v: Tensor, start: int | Tensor) -> str:
         return "grouped"  # MLA over its latents, wider than any fused kernel takes
     if q.is_cuda:
         return "flash" if flash.fits(q, k, v, start) else "sdpa"
+    one_width = q.shape[-1] == v.shape[-1]
+    if one_width and q.shape[2] == 1:
+        return "grouped"
     # On a CPU, SDPA leaves its fast path when widths differ, and the padding it then needs costs more than the [T, S]
-    # matrix does while that is small. Found by timing both, forward and backward, with the allocator kept warm.
-    small = 1024 * 1024 if q.dtype == torch.bfloat16 else 256 * 256
-    if q.shape[2] * k.shape[2] > small:
+    # matrix does while that is small; and it has no fast path for bf16. Found by timing both, forward and backward,
+    # with the allocator kept warm.
+    bf16 = q.dtype == torch.bfloat16
+    if one_width and (not bf16 or _may_hide_keys(start, q, k)):
         return "sdpa"
-    return "grouped" if k.shape[1] < q.shape[1] and (q.shape[2] == 1 or _may_hide_keys(start, q, k)) else "products"
+    return "products" if q.shape[2] * k.shape[2] <= (1024 * 1024 if bf16 else 256 * 256) else "sdpa"
 
 
 def causal_mask(

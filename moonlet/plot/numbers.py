@@ -13,7 +13,9 @@ def human(number: float, units: Sequence[str] = COUNT, base: int = 1000) -> str:
     power = 0
     while round(number, 1) >= base and power < len(units) - 1:
         number, power = number / base, power + 1
-    digits = 0 if power == 0 else max(0, 3 - len(str(int(number))))
+    digits = 0 if power == 0 and number >= 10 else max(0, 3 - len(str(int(number))))
+    if power == 0 and number == int(number):
+        digits = 0
     return f"{number:.{digits}f}{units[power]}"
 
 

@@ -44,7 +44,8 @@ from moonlet.train.step import train_step
 USUAL_UTILISATION = {"cpu": 0.2, "cuda": 0.35}
 # English text, for tokenizers that do not exist yet.
 USUAL_BYTES_PER_TOKEN = 4.0
-_PATIENCE = 8.0  # seconds that a measurement may take
+_PROBE = 1.0  # seconds the machine is measured for
+_PATIENCE = 8.0  # seconds that steps are measured for, about
 _SAMPLE = 200_000
 
 
@@ -175,7 +176,7 @@ def step_speed(
         batch: sequences at once that fit into memory; None: not one does.
     """
     t = recipe.train
-    rates = measure_rates(device, 1.0)
+    rates = measure_rates(device, _PROBE)
     rate = rates.bf16 if dtype == torch.bfloat16 and rates.bf16 else rates.fp32
     work = flops.training * t.batch_size * t.seq_len
     assumed = rate * USUAL_UTILISATION["cuda" if device.type == "cuda" else "cpu"]
@@ -188,8 +189,7 @@ def step_speed(
             forward, optimizer = time_step(recipe, device, dtype, sequences)
             seconds = forward * t.batch_size / sequences + optimizer
             return Speed(seconds, True, min(sequences, micro), rate, work / seconds / rate)
-    seconds = (work + orthogonal) / assumed
-    return Speed(seconds, False, 0, rate, work / seconds / rate)
+    return Speed((work + orthogonal) / assumed, False, 0, rate, assumed / rate)
 
 
 def time_step(recipe: Recipe, device: torch.device, dtype: torch.dtype, sequences: int) -> tuple[float, float]:
@@ -217,7 +217,8 @@ def time_step(recipe: Recipe, device: torch.device, dtype: torch.dtype, sequence
 
     begin = time.perf_counter()
     step(1)  # kernels are built and memory grows in the first step
-    once, twice = [step(1)], []
+    once = [step(1)]
+    twice: list[float] = []
     # Where even this took long, as on a machine that others use, one reading must do.
     while time.perf_counter() - begin < _PATIENCE / 2 and len(twice) < 7:
         twice.append(step(2))

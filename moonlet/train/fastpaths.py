@@ -15,13 +15,13 @@ from moonlet.train.precision import compute_dtype
 
 _LENGTHS = (256, 512, 2048)
 _WHY = {
-    "products": "batched products, as fast as fused kernels while [T, S] is small",
-    "sdpa": "PyTorch's fused kernel, which never holds [T, S]",
+    "products": "cheaper while [T, S] is small",
+    "sdpa": "PyTorch's fused kernel, never holds [T, S]",
     "flash": "the flash_attn package",
-    "grouped": "one product for all heads that share keys",
+    "grouped": "one product for heads that share keys",
     "reference": "the plain form",
-    "few": "only the chosen experts' matrices are read",
-    "sorted": "tokens laid out by expert once, one product an expert",
+    "few": "only chosen experts are read",
+    "sorted": "tokens sorted once, a product an expert",
 }
 
 

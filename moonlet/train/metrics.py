@@ -17,7 +17,6 @@ from typing import Any
 
 from moonlet.text.atomic import atomic_write
 
-
 Listener = Callable[[Mapping[str, Any]], None]
 
 

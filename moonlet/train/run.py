@@ -5,6 +5,7 @@ run.json         versions, git hash, machine, compute dtype
 metrics.jsonl    one line a step, evaluation and checkpoint
 loss.png         redrawn while training
 samples.md       the same prompts at several steps
+plots/           what `moonlet plot` draws, and report.html beside it
 tokenizer/       as Hugging Face loads it
 data/            token shards
 checkpoints/     step-NNNNNNNN: Hugging Face directories with a state/ to resume from

@@ -141,7 +141,7 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         """Write out the rest."""
-        self._run.finish(quiet=True)
+        self._run.finish()
 
 
 def check_sinks(log: LogSettings) -> None:
@@ -163,9 +163,7 @@ def check_sinks(log: LogSettings) -> None:
         )
 
 
-def open_sinks(
-    log: LogSettings, run: Run, config: Mapping[str, Any], step: int, warn: Callable[[str], None]
-) -> Sinks:
+def open_sinks(log: LogSettings, run: Run, config: Mapping[str, Any], step: int, warn: Callable[[str], None]) -> Sinks:
     """The sinks that a recipe's [log] section asks for; with none, everything passed on is dropped.
 
     Args:
@@ -228,7 +226,10 @@ def _logged_in() -> bool:
         return True
     import wandb
 
-    return bool(wandb.api.api_key)
+    try:
+        return bool(wandb.login(prompt=False))
+    except TypeError:  # before 0.2x it could only be asked for the key itself
+        return bool(wandb.api.api_key)
 
 
 def _wandb_id(run: Run) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ class StepResult:
 
     loss: float
     grad_norm: float
-    balance: dict[str, float]
+    balance: dict[str, Any]
     problem: str | None = None
 
 

@@ -14,7 +14,8 @@ from moonlet.cli.inspect import inspect
 from moonlet.config import ModelConfig, preset, recipe_from_dict, toml
 from moonlet.config.target import read_target
 from moonlet.model.describe import group_layers
-from moonlet.plot.numbers import human, human_bytes
+from moonlet.model.flops import flops_per_token
+from moonlet.plot.numbers import SI, human, human_bytes, human_time
 
 
 @pytest.fixture
@@ -125,3 +126,54 @@ def test_moe_free_models_print(
     text = output(str(tmp_path))
     assert "routed experts" not in text
     assert "100.00%" in text  # every parameter is active
+
+
+def test_flops_are_printed_by_part(output: Callable[..., str]) -> None:
+    text = output("kimi-k2", context=1000)
+    config = preset("kimi-k2")
+    for part, number in flops_per_token(config, 1000).parts.items():
+        if number:
+            assert f" {human(number, SI)} " in text, part
+    data = json.loads(output("kimi-k2", context=1000, as_json=True))["flops_per_token"]
+    assert data["context"] == 1000
+    assert (
+        data["forward"]
+        == {"total": sum(flops_per_token(config, 1000).parts.values())} | flops_per_token(config, 1000).parts
+    )
+    assert data["training"] == 3 * data["forward"]["total"]
+    # A decode step attends to the latents: 512 + 64 and 512 wide, in place of 192 and 128.
+    assert data["decode"]["scores"] * 320 == data["forward"]["scores"] * (576 + 512)
+
+
+def test_the_network_is_drawn_unless_told_not_to(output: Callable[..., str]) -> None:
+    assert "⊕" in output("kimi-k2")
+    assert "⊕" not in output("kimi-k2", draw=False)
+    assert "⊕" not in output("kimi-k2", width=60)  # an outline
+
+
+def test_the_drawing_goes_to_a_file(output: Callable[..., str], tmp_path: Path) -> None:
+    file = tmp_path / "k2.svg"
+    assert "k2.svg" in "".join(output("k2-nano", svg=file).split())
+    assert file.read_text(encoding="utf-8").startswith("<svg")
+    data = output("k2-nano", svg=file, as_json=True)
+    assert json.loads(data)["name"] == "k2-nano"
+
+
+def test_grouped_queries_and_tied_embeddings_print(output: Callable[..., str]) -> None:
+    text = output("k2-nano", "kv_lora_rank=null", "num_key_value_heads=2", "tie_word_embeddings=true")
+    assert "GQA, 8 heads" in text
+    assert "the embedding's matrix" in text
+    assert max(len(line) for line in text.splitlines()) <= 80
+
+
+def test_an_impossible_context_names_the_limit() -> None:
+    with pytest.raises(ValueError, match=r"1\.\.2048"):
+        inspect("k2-nano", context=4096)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(3, "3 s"), (89, "89 s"), (600, "10 min"), (7200, "2.0 hours"), (200_000, "2.3 days"), (1e9, "31.7 years")],
+)
+def test_times_have_a_unit_a_person_would_choose(seconds: float, text: str) -> None:
+    assert human_time(seconds) == text

@@ -16,7 +16,28 @@ YARN: dict[str, Any] = {"type": "yarn", "factor": 32.0, "original_max_position_e
 
 
 def test_presets_are_the_named_ones() -> None:
-    assert {"deepseek-v3", "k2-nano", "kimi-k2", "kimi-k2-thinking", "moonlight-16b-a3b"} <= set(preset_names())
+    ours = {"course-gqa", "k2-mini", "k2-nano", "k2-small"}
+    assert ours | {"deepseek-v3", "kimi-k2", "kimi-k2-thinking", "moonlight-16b-a3b"} <= set(preset_names())
+
+
+def test_course_gqa_has_the_courses_sizes() -> None:
+    c = preset("course-gqa")
+    assert (c.hidden_size, c.num_hidden_layers, c.vocab_size) == (4096, 30, 100000)
+    assert (c.num_attention_heads, c.num_key_value_heads, c.head_dim, c.kv_lora_rank) == (32, 8, 128, None)
+    assert (c.n_routed_experts, c.num_experts_per_tok, c.n_shared_experts) == (64, 6, 2)
+    assert (c.dtype, c.tie_word_embeddings) == ("bfloat16", False)
+
+
+@pytest.mark.parametrize(
+    ("name", "vocab_size", "positions"), [("k2-mini", 8192, 2048), ("k2-small", 16384, 4096), ("k2-nano", 4096, 2048)]
+)
+def test_small_presets_are_kimi_in_all_but_size(name: str, vocab_size: int, positions: int) -> None:
+    c, k2 = preset(name), preset("kimi-k2")
+    assert (c.vocab_size, c.max_position_embeddings) == (vocab_size, positions)
+    assert c.q_lora_rank
+    assert c.kv_lora_rank
+    for field in ("scoring_func", "norm_topk_prob", "first_k_dense_replace", "n_shared_experts", "rope_theta"):
+        assert getattr(c, field) == getattr(k2, field), field
 
 
 def test_kimi_k2_as_published() -> None:
@@ -52,15 +73,16 @@ def test_deepseek_v3_as_published() -> None:
     assert [c.is_moe(i) for i in range(5)] == [False, False, False, True, True]
 
 
-@pytest.mark.parametrize("name", ["deepseek-v3", "k2-nano", "kimi-k2", "kimi-k2-thinking", "moonlight-16b-a3b"])
+@pytest.mark.parametrize("name", preset_names())
 def test_dict_round_trip_and_the_oracles_reader(name: str, tmp_path: Path) -> None:
     config = preset(name)
     assert ModelConfig.from_dict(config.to_dict()) == config
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()), encoding="utf-8")
     assert ModelConfig.from_file(tmp_path) == ModelConfig.from_file(tmp_path / "config.json") == config
     theirs = AutoConfig.from_pretrained(tmp_path)
-    assert type(theirs).__name__ == "DeepseekV3Config"
-    for field in ("hidden_size", "q_lora_rank", "n_routed_experts", "routed_scaling_factor", "rms_norm_eps", "n_group"):
+    assert type(theirs).__name__ == ("DeepseekV3Config" if config.kv_lora_rank else "Glm4MoeConfig")
+    of_attention = "q_lora_rank" if config.kv_lora_rank else "num_key_value_heads"
+    for field in (of_attention, "hidden_size", "n_routed_experts", "routed_scaling_factor", "rms_norm_eps", "n_group"):
         assert getattr(theirs, field) == getattr(config, field), field
     assert theirs.rope_parameters["rope_theta"] == config.rope_theta
     assert theirs.rope_parameters["rope_type"] == ("yarn" if config.rope_scaling else "default")
@@ -179,6 +201,65 @@ def test_impossible_values_are_one_clear_line(given: dict[str, Any], message: st
     with pytest.raises(ValueError, match=f"^here: .*{re.escape(message)}") as caught:
         ModelConfig.from_dict(given, source="here")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        None,
+        RopeScaling(4.0, 256, attention_factor=1.2),
+        RopeScaling(4.0, type="linear"),
+        RopeScaling(4.0, type="dynamic"),
+        RopeScaling(4.0, 512, type="dynamic"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"n_routed_experts": 0},
+        {"kv_lora_rank": None},
+        {"kv_lora_rank": None, "n_routed_experts": 0},
+        {"kv_lora_rank": None, "n_routed_experts": 0, "head_dim": 22, "partial_rotary_factor": 0.75},
+        {"moe_layer_freq": 2, "scoring_func": "softmax", "tie_word_embeddings": True},
+        {"kv_lora_rank": None, "moe_layer_freq": 3, "scoring_func": "softmax", "tie_word_embeddings": True},
+    ],
+    ids=str,
+)
+def test_every_option_survives_its_file_and_its_recipe(changes: dict[str, Any], scaling: RopeScaling | None) -> None:
+    config = preset("k2-nano").replace(max_position_embeddings=512, rope_scaling=scaling, **changes)
+    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert ModelConfig(**{**config.settings(), "rope_scaling": config.rope_scaling}) == config
+    assert config.replace(**config.settings()) == config
+
+
+def test_fields_of_what_is_not_there_say_nothing() -> None:
+    gqa = preset("k2-nano").replace(kv_lora_rank=None, n_routed_experts=0)
+    assert gqa == gqa.replace(q_lora_rank=3, v_head_dim=7, moe_intermediate_size=9, num_experts_per_tok=4)
+    assert (gqa.q_lora_rank, gqa.qk_nope_head_dim, gqa.head_dim, gqa.qk_head_dim) == (None, 0, 32, 32)
+    assert not any(gqa.is_moe(i) for i in range(gqa.num_hidden_layers))
+    assert preset("k2-nano").replace(head_dim=99) == preset("k2-nano")
+    with pytest.raises(ValueError, match="qk_nope_head_dim is 0; it must be at least 1"):
+        gqa.replace(kv_lora_rank=8)
+
+
+def test_dynamic_scaling_reaches_factor_times_the_trained_length() -> None:
+    config = preset("k2-nano")
+    assert config.context_limit == 2048
+    assert config.replace(rope_scaling={"type": "dynamic", "factor": 2.5}).context_limit == 5120
+    assert config.replace(rope_scaling={"type": "linear", "factor": 2.5}).context_limit == 2048
+
+
+def test_gqa_leaves_the_softmax_scale_to_cos_and_sin() -> None:
+    config = preset("k2-nano").replace(rope_scaling={**YARN, "mscale": 1.0, "mscale_all_dim": 1.0})
+    assert config.softmax_scale == pytest.approx(48**-0.5 * 1.813260)
+    assert config.replace(kv_lora_rank=None).softmax_scale == 32**-0.5
+
+
+def test_layers_with_experts_follow_the_first_and_the_frequency() -> None:
+    config = preset("k2-nano").replace(num_hidden_layers=8, first_k_dense_replace=3, moe_layer_freq=2)
+    assert [i for i in range(8) if config.is_moe(i)] == [4, 6]
 
 
 def test_replace_names_the_nearest_field() -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moonlet.config import Recipe, load_recipe, preset, recipe_from_dict, toml
+from moonlet.config import Recipe, RopeScaling, load_recipe, preset, recipe_from_dict, toml
 from moonlet.config.recipe import TrainSettings, override_model
 
 STEPS = {"train": {"steps": 10}}
@@ -69,6 +69,17 @@ def test_a_single_value_of_rope_scaling_keeps_the_others() -> None:
     assert before is not None
     assert model.rope_scaling == dataclasses.replace(before, factor=64)
     assert read("model.preset=kimi-k2", "model.rope_scaling=null").model.rope_scaling is None
+
+
+def test_another_type_of_rope_scaling_starts_anew() -> None:
+    model = read("model.preset=kimi-k2", "model.rope_scaling.type=linear", "model.rope_scaling.factor=8").model
+    assert model.rope_scaling == RopeScaling(8, type="linear")
+
+
+def test_a_recipe_with_grouped_queries_survives_its_file() -> None:
+    recipe = read("model.kv_lora_rank=null", "model.num_key_value_heads=2", "model.tie_word_embeddings=true")
+    assert (recipe.model.kv_lora_rank, recipe.model.head_dim) == (None, 32)
+    assert recipe_from_dict(tomllib.loads(toml.dumps(recipe.to_dict()))) == recipe
 
 
 def test_rope_scaling_may_be_made_of_single_values() -> None:

@@ -127,7 +127,7 @@ def test_killed_again_and_again_it_still_arrives_at_the_same_bytes(
     deaths = 0
     while True:
         # Ever later, and never at the same place of the work.
-        command = [sys.executable, "-c", KILLED, str(corpus.path), str(tmp_path / "cut"), str(23 + 41 * deaths)]
+        command = [sys.executable, "-c", KILLED, str(corpus.path), str(tmp_path / "cut"), str(50 + 190 * deaths)]
         code = subprocess.run(command, env=environment, check=False).returncode
         if code == 0:
             break

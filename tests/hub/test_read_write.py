@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor
 from moonlet.hub.read import read_model
 from moonlet.hub.write import write_model, write_tensors
 from moonlet.model.model import CausalLM
+from tests.conftest import GQA
 
 INDEX = "model.safetensors.index.json"
 
@@ -64,7 +66,19 @@ def assert_same_bits(a: CausalLM, b: CausalLM) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("changes", [{}, {"q_lora_rank": None, "n_shared_experts": 0}, {"n_routed_experts": 0}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"q_lora_rank": None, "n_shared_experts": 0},
+        {"n_routed_experts": 0},
+        {"tie_word_embeddings": True, "scoring_func": "softmax", "moe_layer_freq": 2},
+        GQA,
+        GQA | {"n_routed_experts": 0, "tie_word_embeddings": True},
+        GQA | {"partial_rotary_factor": 0.6, "scoring_func": "softmax", "moe_layer_freq": 2, "n_routed_experts": 4},
+    ],
+    ids=str,
+)
 def test_round_trip_has_the_same_bits(
     tiny_model: Callable[..., CausalLM], tmp_path: Path, dtype: torch.dtype, changes: dict[str, Any]
 ) -> None:
@@ -140,6 +154,48 @@ def refuse(folder: Path, *parts: str, error: type[Exception] = ValueError) -> No
 def test_a_missing_tensor_is_named(folder: Path) -> None:
     rewrite(folder, lambda t: t.pop("model.layers.2.mlp.experts.4.up_proj.weight"))
     refuse(folder, "model.layers.2.mlp.experts.4.up_proj.weight is missing")
+
+
+def test_each_attention_is_written_in_its_own_form(tiny_model: Callable[..., CausalLM], tmp_path: Path) -> None:
+    forms = {"deepseek_v3": {}, "glm4_moe": GQA, "llama": GQA | {"n_routed_experts": 0}}
+    del forms["llama"]["head_dim"]
+    for form, changes in forms.items():
+        write_model(tiny_model(**changes), tmp_path / form)
+        config = json.loads((tmp_path / form / "config.json").read_text(encoding="utf-8"))
+        assert config["model_type"] == form
+        assert ("kv_lora_rank" in config, "head_dim" in config) == (form == "deepseek_v3", form != "deepseek_v3")
+
+
+def test_a_tied_model_has_no_head_on_disk_and_one_parameter_in_memory(
+    tiny_model: Callable[..., CausalLM], tmp_path: Path
+) -> None:
+    write_model(tiny_model(tie_word_embeddings=True), tmp_path)
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    for model in (read_model(tmp_path), read_model(tmp_path).double().to("cpu"), copy.deepcopy(read_model(tmp_path))):
+        assert model.lm_head.weight is model.model.embed_tokens.weight
+        names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+        assert "lm_head.weight" not in names
+        assert "model.embed_tokens.weight" in names
+
+
+def test_a_tied_matrix_may_lie_in_the_file_twice_but_not_differ(
+    tiny_model: Callable[..., CausalLM], tmp_path: Path
+) -> None:
+    model = tiny_model(tie_word_embeddings=True)
+    write_model(model, tmp_path)
+    rewrite(tmp_path, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
+    assert_same_bits(read_model(tmp_path), model)
+    rewrite(tmp_path, lambda t: t["lm_head.weight"].add_(1))
+    refuse(tmp_path, "tie_word_embeddings is true and lm_head.weight differs from model.embed_tokens.weight")
+
+
+def test_layers_that_predict_further_tokens_are_left_where_they_are(folder: Path, model: CausalLM) -> None:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": 1}), encoding="utf-8")
+    rewrite(folder, lambda t: t.update({"model.layers.3.eh_proj.weight": torch.ones(2)}))
+    assert_same_bits(read_model(folder), model)
+    rewrite(folder, lambda t: t.update({"model.layers.4.eh_proj.weight": torch.ones(2)}))
+    refuse(folder, "model.layers.4.eh_proj.weight is not part of this model")
 
 
 def test_a_missing_head_is_named(folder: Path) -> None:

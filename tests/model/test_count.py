@@ -10,6 +10,7 @@ import torch
 from moonlet.config import ModelConfig, preset, preset_names
 from moonlet.model.count import cache_bytes_per_token, count, full_cache_bytes_per_token, part_of, shapes
 from moonlet.model.init import build
+from tests.conftest import GQA
 
 PUBLISHED = {
     # name: total, active without embedding and head, with head, with head and embedding
@@ -56,12 +57,56 @@ def test_cache_bytes_a_token(name: str, latent: int, full: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_new_cache_takes_the_counted_bytes(tiny_config: Callable[..., ModelConfig], dtype: torch.dtype) -> None:
-    model = build(tiny_config()).to(dtype)
-    assert model.new_cache(3, 50).nbytes == 3 * 50 * cache_bytes_per_token(tiny_config(), dtype.itemsize)
+@pytest.mark.parametrize("changes", [{}, GQA], ids=["mla", "gqa"])
+def test_a_new_cache_takes_the_counted_bytes(
+    tiny_config: Callable[..., ModelConfig], dtype: torch.dtype, changes: dict[str, int | None]
+) -> None:
+    config = tiny_config(**changes)
+    model = build(config).to(dtype)
+    assert model.new_cache(3, 50).nbytes == 3 * 50 * cache_bytes_per_token(config, dtype.itemsize)
 
 
-@pytest.mark.parametrize("changes", [{}, {"q_lora_rank": None}, {"n_shared_experts": 0}, {"n_routed_experts": 0}])
+def test_grouped_keys_take_less_cache_than_those_of_every_head() -> None:
+    config = preset("course-gqa")
+    assert cache_bytes_per_token(config) == 30 * 2 * 8 * 128 * 2
+    assert full_cache_bytes_per_token(config) == 4 * cache_bytes_per_token(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "active"),
+    [
+        # Active: what a token passes through, without embedding and head.
+        ("k2-nano", (8.5e6, 9e6), (3e6, 3.5e6)),
+        ("k2-mini", (24e6, 26e6), (6.5e6, 7.5e6)),
+        ("k2-small", (145e6, 155e6), (45e6, 52e6)),
+        ("course-gqa", (35e9, 36e9), (5.3e9, 5.6e9)),
+    ],
+)
+def test_presets_of_our_own_have_the_size_they_are_named_for(
+    name: str, total: tuple[float, float], active: tuple[float, float]
+) -> None:
+    c = count(preset(name))
+    assert total[0] < c.total < total[1]
+    assert active[0] < c.active < active[1]
+
+
+def test_the_attention_of_course_gqa_is_that_of_its_sizes() -> None:
+    # Queries and output 4096 x 4096, keys and values 4096 x 1024.
+    assert count(preset("course-gqa")).attention == 30 * (2 * 4096 * 4096 + 2 * 4096 * 1024)
+
+
+def test_a_tied_head_is_counted_once(tiny_config: Callable[..., ModelConfig]) -> None:
+    tied, apart = count(tiny_config(tie_word_embeddings=True)), count(tiny_config())
+    assert tied.head == 0
+    assert apart.total - tied.total == apart.head == tied.embedding == 61 * 40
+    assert tied.active_with_head == apart.active_with_head  # it is multiplied with all the same
+    assert tied.active_with_embedding == apart.active_with_embedding - apart.head
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"q_lora_rank": None}, {"n_shared_experts": 0}, {"n_routed_experts": 0}, GQA | {"q_lora_rank": None}],
+)
 def test_total_is_what_the_state_holds(tiny_config: Callable[..., ModelConfig], changes: dict[str, int | None]) -> None:
     config = tiny_config(**changes)
     c = count(config)

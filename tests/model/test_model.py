@@ -120,6 +120,13 @@ def test_every_parameter_gets_a_gradient(model: CausalLM) -> None:
         assert p.grad.abs().max() > 0, name
 
 
+def test_a_model_that_has_generated_can_be_trained(model: CausalLM) -> None:
+    # Positions beyond those seen so far are first met in inference mode, as when a run shows samples.
+    with torch.inference_mode():
+        model(text(1, 400))
+    model.loss(text(1, 30), text(1, 30, seed=1)).backward()
+
+
 def test_compute_dtype_bf16_keeps_fp32_masters_and_stays_near(model: CausalLM) -> None:
     tokens, targets = text(2, 33), text(2, 33, seed=1)
     exact, exact_loss = model(tokens).detach(), model.loss(tokens, targets).item()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moonlet.config import ModelConfig, RopeScaling
-from moonlet.model.rope import Rope, frequencies, rotate
+from moonlet.model.rope import Rope, frequencies, rotate, rotate_halves
 
 CONFIG = ModelConfig(qk_rope_head_dim=8, rope_theta=100.0)
 
@@ -75,6 +75,60 @@ def test_yarn_leaves_fast_pairs_and_slows_the_others() -> None:
     k2 = frequencies(64, 50000.0, RopeScaling(32.0, 4096, beta_fast=1.0, beta_slow=1.0))
     torch.testing.assert_close(k2[:20], plain[:20], rtol=0, atol=0)
     torch.testing.assert_close(k2[20:], plain[20:] / 32, rtol=1e-6, atol=0)
+
+
+def test_linear_scaling_is_a_position_divided() -> None:
+    scaled = CONFIG.replace(rope_scaling=RopeScaling(4.0, type="linear"))
+    x = torch.randn(8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(turn(x, 12, scaled), turn(x, 3))
+
+
+def dynamic(trained: int = 16, factor: float = 3.0) -> ModelConfig:
+    return CONFIG.replace(max_position_embeddings=trained, rope_scaling=RopeScaling(factor, type="dynamic"))
+
+
+def test_dynamic_scaling_changes_nothing_up_to_the_trained_length() -> None:
+    for start, length in ((0, 16), (10, 6), (15, 1)):
+        for a, b in zip(
+            Rope(dynamic())(start, length, torch.device("cpu")),
+            Rope(CONFIG)(start, length, torch.device("cpu")),
+            strict=True,
+        ):
+            assert torch.equal(a, b)
+
+
+def test_dynamic_scaling_raises_the_base_with_the_length_reached() -> None:
+    cos, sin = Rope(dynamic())(0, 40, torch.device("cpu"))
+    base = 100.0 * (3.0 * 40 / 16 - 2.0) ** (8 / 6)
+    for i in range(4):
+        for position in (0, 1, 39):
+            angle = position * base ** (-2 * i / 8)
+            assert cos[position, i].item() == pytest.approx(math.cos(angle), abs=1e-5)
+            assert sin[position, i].item() == pytest.approx(math.sin(angle), abs=1e-5)
+
+
+def test_dynamic_frequencies_depend_on_no_earlier_text_and_no_other_row() -> None:
+    used, fresh = Rope(dynamic()), Rope(dynamic())
+    used(0, 45, torch.device("cpu"))
+    starts = torch.tensor([5, 38, 15])
+    for part, together in enumerate(used(starts, 3, torch.device("cpu"))):
+        for row, start in enumerate(starts.tolist()):
+            torch.testing.assert_close(together[row], fresh(start, 3, torch.device("cpu"))[part], rtol=1e-6, atol=1e-6)
+
+
+def test_halves_are_interleaved_pairs_in_another_order() -> None:
+    x = torch.randn(2, 9, 3, 8, generator=torch.Generator().manual_seed(0))
+    rotation = Rope(CONFIG)(4, 9, x.device)
+    halves = x.unflatten(-1, (4, 2)).transpose(-1, -2).flatten(-2)  # evens, then odds
+    expected = rotate(x, rotation).unflatten(-1, (4, 2)).transpose(-1, -2).flatten(-2)
+    torch.testing.assert_close(rotate_halves(halves, rotation), expected)
+
+
+def test_what_is_not_turned_stays_as_it_is() -> None:
+    x = torch.randn(1, 9, 2, 13, generator=torch.Generator().manual_seed(0))
+    out = rotate_halves(x, Rope(CONFIG)(1, 9, x.device))
+    assert torch.equal(out[..., 8:], x[..., 8:])
+    assert not torch.isclose(out[..., :8], x[..., :8]).all(-1).any()
 
 
 def test_yarns_own_multiplier_reaches_cos_and_sin() -> None:

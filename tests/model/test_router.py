@@ -90,9 +90,23 @@ def test_load_counts_what_was_chosen() -> None:
     assert torch.equal(router.load, torch.bincount(index.flatten(), minlength=E))
 
 
+@given(seed=seeds, bias=st.floats(0, 1), active=st.integers(1, E), normalise=st.booleans())
+def test_softmax_scores_are_shares_of_all_experts(seed: int, bias: float, active: int, normalise: bool) -> None:
+    router, x = draw(seed, bias, scoring_func="softmax", num_experts_per_tok=active, norm_topk_prob=normalise)
+    index, weight = router(x)
+    exp = (x @ router.weight.T).exp()
+    s = exp / exp.sum(-1, keepdim=True)  # over all experts, not over the chosen ones
+    choice = s + router.e_score_correction_bias
+    assert (choice.gather(1, index).min(-1).values >= choice.sort(-1).values[:, E - active] - 1e-6).all()
+    share = s.gather(1, index)
+    expected = share / share.sum(-1, keepdim=True) if normalise else share
+    torch.testing.assert_close(weight, expected * 2.5, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("scoring", ["sigmoid", "softmax"])
 @pytest.mark.parametrize("spread", [1e-30, 1e4])
-def test_extreme_logits_give_finite_weights(spread: float) -> None:
-    router, x = draw(1, bias=0.0)
+def test_extreme_logits_give_finite_weights(spread: float, scoring: str) -> None:
+    router, x = draw(1, bias=0.0, scoring_func=scoring)
     index, weight = router(x * spread)
     assert weight.isfinite().all()
     assert (weight >= 0).all()

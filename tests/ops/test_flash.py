@@ -46,8 +46,7 @@ class Calls(ModuleType):
         ends = cu_q.tolist()
         assert max(b - a for a, b in itertools.pairwise(ends)) <= min(max_q, max_k)
         parts = [
-            self.flash_attn_func(*(x[None, a:b] for x in (q, k, v)), **settings)[0]
-            for a, b in itertools.pairwise(ends)
+            self.flash_attn_func(*(x[None, a:b] for x in (q, k, v)), **settings)[0] for a, b in itertools.pairwise(ends)
         ]
         return torch.cat(parts)
 

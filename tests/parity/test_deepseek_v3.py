@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import random
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
     DeepseekV3RMSNorm,
     DeepseekV3RotaryEmbedding,
 )
-from transformers.utils import logging
 
 import moonlet.model.mla
 import moonlet.model.rope
@@ -35,8 +33,9 @@ from moonlet.model.moe import MoE
 from moonlet.model.norm import RMSNorm
 from moonlet.model.rope import frequencies
 from moonlet.model.router import Router
+from tests.parity import compare
+from tests.parity.compare import TOLERANCE, differences, error, quiet, too_large
 
-TOLERANCE = 1e-5  # relative: largest difference over largest value
 B, T = 2, 48
 
 K2_YARN = {"factor": 32.0, "beta_fast": 1.0, "beta_slow": 1.0}
@@ -63,9 +62,7 @@ STRUCTURES: list[dict[str, Any]] = [
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
-    logging.disable_progress_bar()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # shared experts of width 0
+    with quiet():
         yield
 
 
@@ -128,35 +125,15 @@ def build_oracle(case: int) -> DeepseekV3ForCausalLM:
 
 
 def text(model: DeepseekV3ForCausalLM, case: int) -> Tensor:
-    return torch.randint(model.config.vocab_size, (B, T), generator=torch.Generator().manual_seed(case))
-
-
-def error(a: Tensor, b: Tensor) -> float:
-    """Largest difference over largest value of the oracle's `b`."""
-    return ((a - b).abs().max() / b.abs().max()).item()
-
-
-def gradients(model: torch.nn.Module, logits: Tensor, tokens: Tensor) -> dict[str, Tensor]:
-    """Of the mean cross-entropy of next tokens, by parameter name; empty parameters are left out."""
-    model.zero_grad()
-    F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).backward()
-    return {name: p.grad for name, p in model.named_parameters() if p.numel() and p.grad is not None}
-
-
-def worst_difference(ours: CausalLM, oracle: DeepseekV3ForCausalLM, tokens: Tensor) -> dict[str, float]:
-    """Relative error of the logits and of each parameter's gradient, by name."""
-    our_logits, logits = ours(tokens), oracle(tokens).logits
-    ours_g, oracle_g = gradients(ours, our_logits, tokens), gradients(oracle, logits, tokens)
-    assert set(ours_g) == {name for name, p in ours.named_parameters() if p.numel()} == set(oracle_g)
-    return {"logits": error(our_logits, logits)} | {name: error(ours_g[name], g) for name, g in oracle_g.items()}
+    return compare.text(model.config.vocab_size, B, T, case)
 
 
 @pytest.mark.parametrize("case", range(len(STRUCTURES)))
 def test_logits_and_gradients_equal_the_oracle_read_from_its_folder(case: int, tmp_path: Path) -> None:
     oracle = build_oracle(case)
     oracle.save_pretrained(tmp_path)
-    errors = worst_difference(read_model(tmp_path).eval(), oracle, text(oracle, case))
-    assert {name: e for name, e in errors.items() if not e <= TOLERANCE} == {}
+    errors = differences(read_model(tmp_path).eval(), oracle, text(oracle, case))
+    assert too_large(errors) == {}
 
 
 @pytest.mark.parametrize("case", range(len(STRUCTURES)))
@@ -363,9 +340,9 @@ def test_breaking_one_detail_breaks_parity(
 ) -> None:
     ours, oracle = discriminating
     tokens = text(oracle, 0)
-    assert max(worst_difference(ours, oracle, tokens).values()) <= TOLERANCE
+    assert max(differences(ours, oracle, tokens).values()) <= TOLERANCE
     MUTATIONS[mutation](ours, monkeypatch)
-    assert worst_difference(ours, oracle, tokens)["logits"] > 10 * TOLERANCE
+    assert differences(ours, oracle, tokens)["logits"] > 10 * TOLERANCE
 
 
 def test_the_mutated_router_form_is_right_when_it_weighs_as_published(
@@ -374,7 +351,7 @@ def test_the_mutated_router_form_is_right_when_it_weighs_as_published(
     # Otherwise the router mutations above would fail for a reason of their own.
     ours, oracle = discriminating
     _routing(_as_published)(ours, monkeypatch)
-    assert max(worst_difference(ours, oracle, text(oracle, 0)).values()) <= TOLERANCE
+    assert max(differences(ours, oracle, text(oracle, 0)).values()) <= TOLERANCE
 
 
 @pytest.mark.parametrize("case", range(len(STRUCTURES)))

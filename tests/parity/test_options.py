@@ -20,7 +20,17 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MLP, 
 from moonlet.generate.step import Step
 from moonlet.model.model import CausalLM
 from moonlet.model.moe import MoE
-from tests.parity.compare import TOLERANCE, differences, error, quiet, read_ours, read_theirs, show_every_detail, text, too_large
+from tests.parity.compare import (
+    TOLERANCE,
+    differences,
+    error,
+    quiet,
+    read_ours,
+    read_theirs,
+    show_every_detail,
+    text,
+    too_large,
+)
 
 B, T, VOCABULARY = 2, 48, 71
 EAGER = {"experts_implementation": "eager"}
@@ -121,7 +131,13 @@ def test_layers_with_experts_lie_where_deepseek_puts_them(
 def with_softmax_scores() -> DeepseekV3ForCausalLM:
     """The class's model with DeepSeek-V2's router: greedy, not normalised, without a bias."""
     model = build(norm_topk_prob=False, scoring_func="softmax")
-    settings = {"n_routed_experts": 8, "num_experts_per_tok": 3, "routed_scaling_factor": 2.5, "hidden_size": 40, "num_attention_heads": 4}
+    settings = {
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 3,
+        "routed_scaling_factor": 2.5,
+        "hidden_size": 40,
+        "num_attention_heads": 4,
+    }
     for layer in model.model.layers:
         if isinstance(layer.mlp, DeepseekV3MoE):
             router = DeepseekV2TopkRouter(DeepseekV2Config(topk_method="greedy", **settings))

@@ -23,7 +23,7 @@ def sizes(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def test_a_run_has_all_its_pictures(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", name="costs $5, earns $6")  # a formula, if nobody took care
+    run = make_run(tmp_path / "run", name=r"a $\nope$")  # a formula with an error, if nobody took care
     add_model(run)
     history = read_history(run.path)
     made = draw_run(history, read_prompt(history, "a $x$ b\n"), tmp_path / "plots")

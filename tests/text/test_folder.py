@@ -64,7 +64,7 @@ def test_edited_folder_is_refused(folder: Path, name: str, edit: Edit, problem: 
         (CONFIG, lambda c: c["moonlet"].update(glue={"-": "x"}), "a mark has one of"),
         (CONFIG, lambda c: c["moonlet"]["surfaces"].update(lily="Tim"), "no spelling"),
         (CONFIG, lambda c: c["moonlet"]["surfaces"].pop("lily"), "does not fit"),
-        (CONFIG, lambda c: c["moonlet"].update(kind="bpe"), "no BPE model"),
+        (CONFIG, lambda c: c["moonlet"].update(kind="words"), "moonlet.kind is 'words'"),
         (PIPELINE, lambda c: c.pop("model"), "no WordLevel model"),
         (PIPELINE, lambda c: c["model"].update(vocab=["the"]), "no WordLevel model"),
         (PIPELINE, lambda c: c["model"]["vocab"].update(the="x"), "no WordLevel model"),

@@ -27,8 +27,9 @@ spaced = st.lists(st.sampled_from(["the", " cat", "  ", "\n", "<s>", "</s>", "[E
 def foreign(**settings: Any) -> bytes:
     """A model as somebody else would train it."""
     model = io.BytesIO()
-    settings = {"vocab_size": 90, "model_type": "bpe", **settings}
-    library.SentencePieceTrainer.train(sentence_iterator=iter(TEXTS), model_writer=model, minloglevel=2, **settings)
+    settings = {"vocab_size": 90, "model_type": "bpe", "minloglevel": 2, **settings}
+    texts = iter(settings.pop("texts", TEXTS))
+    library.SentencePieceTrainer.train(sentence_iterator=texts, model_writer=model, **settings)
     return model.getvalue()
 
 
@@ -44,6 +45,14 @@ FOREIGN: dict[str, dict[str, Any]] = {
     },
     "all ids of its own": {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": 3, "control_symbols": ["<call>"]},
     "no begin, no end": {"bos_id": -1, "eos_id": -1},
+    "unigram that could spell its own names": {
+        "model_type": "unigram",
+        "vocab_size": 314,
+        "byte_fallback": True,
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+        "texts": [f"{text} < > / k x ABCDEF123456789" for text in TEXTS],
+    },
     "characters": {"model_type": "char", "vocab_size": 30},
     "found anywhere": {"user_defined_symbols": ["<sep>", "e c"]},
 }
@@ -74,6 +83,18 @@ def test_ids_pushed_one_by_one_give_the_decoded_text(tokenizer: SentencePieceTok
     for skip in (False, True):
         stream = tokenizer.detokenizer(skip_special=skip)
         assert "".join([*map(stream.push, ids), stream.finish()]) == tokenizer.decode(ids, skip_special=skip)
+
+
+@given(data=st.data())
+def test_any_pieces_have_the_library_s_text(tokenizer: SentencePieceTokenizer, data: st.DataObject) -> None:
+    engine = library.SentencePieceProcessor(model_proto=tokenizer.model)
+    # A lone byte is no character, and control pieces have no text there.
+    pieces = [i for i in range(len(tokenizer.pieces)) if not (engine.is_byte(i) or engine.is_control(i))]
+    spaces = [i for i in pieces if tokenizer.piece(i).strip() == b""]
+    ids = data.draw(st.lists(st.sampled_from(spaces or pieces), max_size=3)) + data.draw(
+        st.lists(st.sampled_from(pieces), max_size=9)
+    )
+    assert tokenizer.decode(ids) == engine.decode(ids)
 
 
 @given(text=st.one_of(known, spaced))
@@ -148,7 +169,9 @@ def test_hugging_face_reads_the_folder_without_the_library(
 
 def test_the_folder_says_how_near_hugging_face_comes(trained: SentencePieceTokenizer, tmp_path: Path) -> None:
     found = {name: import_sentencepiece(foreign(**settings)) for name, settings in FOREIGN.items()}
-    assert trained.hugging_face() == found["as it stands"].hugging_face() == "exact"
+    assert trained.hugging_face() == "exact"
+    assert found["as it stands"].hugging_face() == "exact"
+    assert found["unigram that could spell its own names"].hugging_face() == "exact"
     assert found["found anywhere"].hugging_face() == "close"
     found["found anywhere"].save(tmp_path)
     assert json.loads((tmp_path / "tokenizer_config.json").read_text())["moonlet"]["hugging_face"] == "close"

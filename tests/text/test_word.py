@@ -88,7 +88,16 @@ def test_same_words_in_any_order_give_the_same_hash() -> None:
     texts = STORY.splitlines()
     assert train_word(texts, 60).content_hash() == train_word(iter(texts[::-1]), 60).content_hash()
     changed = [train_word(texts, 59), WordTokenizer(["a"]), WordTokenizer(["a"], {"a": "A"}), WordTokenizer(["b"])]
-    assert len({tokenizer.content_hash() for tokenizer in changed}) == 4
+    changed += [WordTokenizer(["-"]), WordTokenizer(["-"], glue={"-": "<"})]
+    assert len({tokenizer.content_hash() for tokenizer in changed}) == 6
+
+
+def test_a_word_whose_small_form_depends_on_its_neighbours_keeps_it() -> None:
+    """The sigma of "ΑΣ" is final, that of "ΑΣ'α" is not: written in capitals, the word would be read as another."""
+    tokenizer = train_word(["a ΑΣ a ΑΣ, α'β"], 100)
+    ids = tokenizer.encode("ας ' α")
+    assert tokenizer.encode(tokenizer.decode(ids)) == ids
+    assert 16 not in ids
 
 
 def test_a_word_outside_the_vocabulary_is_one_unknown(story: WordTokenizer) -> None:
