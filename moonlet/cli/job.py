@@ -15,10 +15,12 @@ from rich.console import Console
 from torch import Tensor
 
 from moonlet import text
+from moonlet.cli.bytebar import ByteBar
 from moonlet.cli.progress import Display
 from moonlet.config import Recipe, load_recipe, recipe_from_dict
 from moonlet.data.corpus import Corpus
 from moonlet.data.dataset import Dataset, open_dataset
+from moonlet.data.expected import expected_bytes
 from moonlet.data.loader import Loader
 from moonlet.data.open import open_corpus
 from moonlet.data.prepare import folder_name, prepare
@@ -91,7 +93,9 @@ def go_on(run: Run, console: Console) -> Outcome:
         if recipe.train.threads:
             torch.set_num_threads(recipe.train.threads)
         clean_leftovers(run.checkpoints)
-        corpus = open_corpus(recipe.data)
+        with ByteBar(console) as bar:
+            corpus = open_corpus(recipe.data, bar.show)
+            corpus.describe()  # downloads what is not there yet; the facts are kept
         tokenizer = _tokenizer(recipe, corpus, run, console)
         dataset = _dataset(recipe, corpus, tokenizer, run, console)
         recipe = _fit_vocabulary(recipe, tokenizer)
@@ -139,10 +143,13 @@ def _first_bytes(corpus: Corpus, limit: float) -> list[str]:
 def _dataset(recipe: Recipe, corpus: Corpus, tokenizer: Tokenizer, run: Run, console: Console) -> Dataset:
     base = Path(recipe.data.cache) if recipe.data.cache else run.data
     folder = base / folder_name(corpus, tokenizer)
-    with console.status(f"preparing {corpus.name}") as status:
+    totals: dict[str, int | None] = {}
+    with ByteBar(console) as bar:
 
         def told(split: str, documents: int, size: int) -> None:
-            status.update(f"preparing {corpus.name}: {split}, {documents:,} documents, {size / 1e6:.1f} MB")
+            if split not in totals:
+                totals[split] = expected_bytes(corpus, split)
+            bar.show(f"{split}: {documents:,} documents", size, totals[split])
 
         prepare(corpus, tokenizer, folder, progress=told)
     dataset = open_dataset(folder)
