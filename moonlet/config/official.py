@@ -8,7 +8,7 @@
 
 A model is written in the first form that holds it; `kimi_k2` is read and never written, as it is the form Kimi-K2's
 own weights have under a label that transformers refuses. Two settings keep their official keys though transformers'
-classes know one value of each and pass over the key: `moe_layer_freq` > 1, where it then misses tensors and says so, and
+classes know one value of each and pass over the key: `moe_layer_freq` > 1, where it misses tensors and says so, and
 `scoring_func` "softmax", where it says nothing and computes sigmoid. They are for this package, and for engines that
 read these keys, as vLLM does for deepseek_v3.
 """

@@ -85,12 +85,19 @@ def _known_answers(world_seed: int) -> dict[str, Counter[str]]:
 
 def _wrong_answers(question: Question, story: Story, known: Sequence[Counter[str]], draw: random.Random) -> list[str]:
     """Up to three, the likeliest to mislead first; `known` holds answers of the question's form, then of its kind."""
-    alike = [other.answer for other in story.questions if other.kind == question.kind]
-    pool = _drawn([answer for answer in alike if _opening(answer) == _opening(question.answer)], draw)[:1]
+
+    def fits(answer: str) -> bool:
+        return answer != question.answer and _opening(answer) == _opening(question.answer)
+
+    alike = [other.answer for other in story.questions if other.kind == question.kind and fits(other.answer)]
+    wrong = dict.fromkeys(_drawn(alike, draw)[:1])
     for answers in known:
-        found = _drawn([a for a in sorted(answers) if _opening(a) == _opening(question.answer)], draw)
-        pool += [answer for answer in found if not re.search(rf"\b{re.escape(answer)}\b", story.text)]
-    return list(dict.fromkeys(answer for answer in pool if answer != question.answer))[: CANDIDATES - 1]
+        for answer in _drawn([answer for answer in sorted(answers) if fits(answer)], draw):
+            if len(wrong) == CANDIDATES - 1:
+                return list(wrong)
+            if not re.search(rf"\b{re.escape(answer)}\b", story.text):
+                wrong[answer] = None
+    return list(wrong)
 
 
 def _opening(answer: str) -> str:

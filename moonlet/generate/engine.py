@@ -196,7 +196,7 @@ def _admit(
             )
         random = RandomStream(seed, ids, repeats[tuple(ids)])
         repeats[tuple(ids)] += 1
-        rows.append(_Row(index, ids, TextStream(tokenizer, params.stop), random))
+        rows.append(_Row(index, ids, TextStream(tokenizer, params.stop, ids), random))
     return rows
 
 

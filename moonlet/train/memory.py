@@ -23,7 +23,7 @@ from moonlet.model.count import part_of
 from moonlet.ops import attention
 
 # What a run's process holds beside the model: the libraries (about 240 MiB), and what reading the text and training its
-# tokenizer leaves in the allocator. Peaks of whole runs of k2-nano were between 0.97 and 1.22 of the estimate.
+# tokenizer leaves in the allocator. Peaks of whole runs of k2-nano were between 0.89 and 1.25 of the estimate.
 PROCESS = {"cpu": 550 * 2**20, "cuda": 600 * 2**20}
 
 

@@ -228,7 +228,7 @@ def _logged_in() -> bool:
 
     try:
         return bool(wandb.login(prompt=False))
-    except TypeError:  # before 0.2x it could only be asked for the key itself
+    except TypeError:  # older versions can only be asked for the key itself
         return bool(wandb.api.api_key)
 
 

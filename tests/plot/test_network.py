@@ -139,6 +139,7 @@ def test_text_says_what_is_tied_to_what() -> None:
 @pytest.mark.parametrize(
     ("changes", "runs"),
     [
+        ({"num_hidden_layers": 3}, [Run(0, (False,), 1), Run(1, (True,), 2)]),
         ({"num_hidden_layers": 61}, [Run(0, (False,), 1), Run(1, (True,), 60)]),
         ({"first_k_dense_replace": 0}, [Run(0, (True,), 3)]),
         ({"n_routed_experts": 0}, [Run(0, (False,), 3)]),

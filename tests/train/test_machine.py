@@ -42,7 +42,8 @@ def test_physical_cores_are_counted_once() -> None:
 def test_the_least_quota_of_all_groups_counts(root: Path) -> None:
     groups = root / "sys/fs/cgroup"
     (groups / "a" / "cpu.max").write_text("150000 100000\n")
-    (groups / "a/b" / "cpu.max").write_text("max 100000\n")
+    (groups / "a/b" / "cpu.max").write_text("400000 100000\n")
+    (groups / "cpu.max").write_text("max 100000\n")
     assert core_quota(root) == 1.5
 
 
