@@ -244,7 +244,7 @@ def _hooks(
             return []
         from moonlet.generate import generate
 
-        room = recipe.model.max_position_embeddings
+        room = recipe.model.context_limit
         stories = generate(
             model,
             tokenizer,

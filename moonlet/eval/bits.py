@@ -74,7 +74,7 @@ def measure(model: CausalLM, documents: Iterable[tuple[Sequence[int], int]], con
     Raises:
         ValueError: no documents, or a context outside 1 .. max_position_embeddings.
     """
-    limit = model.config.max_position_embeddings
+    limit = model.config.context_limit
     if not 1 <= context <= limit:
         raise ValueError(f"context is {context}; it must lie in 1..{limit}, the model's max_position_embeddings")
     was_training = model.training

@@ -37,7 +37,7 @@ class MoonletLM(LM):  # type: ignore[misc]  # lm-eval has no types where it is n
 
     def __init__(self, model: CausalLM, tokenizer: Tokenizer, context: int | None = None, batch_size: int = 16) -> None:
         super().__init__()
-        limit = model.config.max_position_embeddings
+        limit = model.config.context_limit
         if context is not None and not 1 <= context <= limit:
             raise ValueError(f"context is {context}; it must lie in 1..{limit}, the model's max_position_embeddings")
         self.model, self.tokenizer = model, tokenizer
@@ -84,7 +84,7 @@ class MoonletLM(LM):  # type: ignore[misc]  # lm-eval has no types where it is n
         """A task's generation settings, which are named as in transformers, as ours."""
         until = settings.get("until") or ()
         stop = (until,) if isinstance(until, str) else tuple(until)
-        room = self.model.config.max_position_embeddings - 1
+        room = self.model.config.context_limit - 1
         sampled = bool(settings.get("do_sample", float(settings.get("temperature", 0.0)) > 0))
         return SamplingParams(
             max_new_tokens=min(int(settings.get("max_gen_toks", MAX_NEW_TOKENS)), room),
@@ -97,6 +97,6 @@ class MoonletLM(LM):  # type: ignore[misc]  # lm-eval has no types where it is n
 
     def _shortened(self, text: str, new_tokens: int) -> str:
         """The end of `text` that fits beside [BOS] and the new tokens."""
-        room = self.model.config.max_position_embeddings - 1 - new_tokens
+        room = self.model.config.context_limit - 1 - new_tokens
         ids: Sequence[int] = self.tokenizer.encode(text)
         return text if len(ids) <= room else self.tokenizer.decode(ids[len(ids) - room :]) if room > 0 else ""

@@ -195,7 +195,7 @@ def exact_bytes(tokenizer: Tokenizer) -> Callable[[Sequence[int]], Sequence[floa
 
 
 def _losses(model: CausalLM, rows: Iterable[tuple[Sequence[int], Sequence[float]]], context: int) -> PositionLosses:
-    limit = model.config.max_position_embeddings
+    limit = model.config.context_limit
     if not 1 <= context <= limit:
         raise ValueError(f"context is {context}; it must lie in 1..{limit}, the model's max_position_embeddings")
     sums = torch.zeros(3, context, dtype=torch.float64)  # nats, counts, bytes

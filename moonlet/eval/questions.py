@@ -169,7 +169,7 @@ def _longest(tokenizer: Tokenizer, asked: Sequence[Asked]) -> int:
 
 def _write(model: CausalLM, tokenizer: Tokenizer, contexts: Sequence[str], tokens: int, context: int) -> list[str]:
     """What the model writes after each context, up to the end of the line."""
-    limit = min(context, model.config.max_position_embeddings - tokens)
+    limit = min(context, model.config.context_limit - tokens)
     params = SamplingParams(max_new_tokens=tokens, temperature=0, stop=("\n",))
     whole = [_shortened(tokenizer, text, limit) for text in contexts]
     return [first_line(c.text) for c in complete(model, tokenizer, whole, params, _BATCH, exact=False)]

@@ -48,7 +48,7 @@ def tell(model: CausalLM, tokenizer: Tokenizer, count: int, seed: int = 0) -> li
     """
     if count < 1:
         raise ValueError(f"{count} samples; there must be at least 1")
-    room = model.config.max_position_embeddings - 1
+    room = model.config.context_limit - 1
     params = SamplingParams(max_new_tokens=min(MAX_NEW_TOKENS, room), temperature=TEMPERATURE, top_p=TOP_P, seed=seed)
     return complete(model, tokenizer, [""] * count, params, _BATCH, exact=False)
 

@@ -183,7 +183,7 @@ def _admit(
             f"the tokenizer has {tokenizer.vocab_size} tokens and the model {model.config.vocab_size}; "
             "use the tokenizer the model was trained with"
         )
-    limit = model.config.max_position_embeddings
+    limit = model.config.context_limit
     seed = secrets.randbits(63) if params.seed is None else params.seed
     repeats: Counter[tuple[int, ...]] = Counter()
     rows = []
