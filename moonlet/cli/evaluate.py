@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     paths: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Run folders or model directories.", show_default=False)
+        list[Path], typer.Argument(metavar="RUN", help="Run folders or model directories.", show_default=False)
     ],
     data: Annotated[
         Path | None,

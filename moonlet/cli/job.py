@@ -38,6 +38,7 @@ from moonlet.train.loop import Hooks, Trainer
 from moonlet.train.metrics import read_metrics
 from moonlet.train.precision import compute_dtype, pick_device
 from moonlet.train.run import Run
+from moonlet.train.sinks import check_sinks, open_sinks
 from moonlet.train.state import Progress, read_state
 
 
@@ -89,6 +90,7 @@ def go_on(run: Run, console: Console) -> Outcome:
     """Train in a run folder from wherever it stands: nothing prepared yet, some checkpoint, or the end."""
     with run.lock():
         recipe = run.recipe()
+        check_sinks(recipe.log)
         keep_freed_memory()
         if recipe.train.threads:
             torch.set_num_threads(recipe.train.threads)
@@ -103,9 +105,11 @@ def go_on(run: Run, console: Console) -> Outcome:
         trainer = _trainer(recipe, run, tokenizer, dataset, console)
         with Display(console, recipe) as display:
             hooks = _hooks(recipe, run, tokenizer, dataset, console, display)
-            trainer.hooks = hooks
-            progress = trainer.train()
-        return _finish(recipe, run, trainer, dataset, tokenizer, progress)
+            step = trainer.progress.step
+            with open_sinks(recipe.log, run, recipe.to_dict(), step, display.note) as sinks:
+                trainer.hooks = replace(hooks, record=sinks.write)
+                progress = trainer.train()
+                return _finish(recipe, run, trainer, dataset, tokenizer, progress)
 
 
 def _tokenizer(recipe: Recipe, corpus: Corpus, run: Run, console: Console) -> Tokenizer:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from moonlet.eval import score as module
 from moonlet.eval.score import Passage, passage, score
 from moonlet.text import ByteTokenizer
 
@@ -58,6 +59,17 @@ def test_greedy_is_what_greedy_decoding_writes(model: Any) -> None:
     assert score(model, [Passage(tuple(ids), 4)])[0].greedy
     ids[-2] = (ids[-2] + 1) % 272
     assert not score(model, [Passage(tuple(ids), 4)])[0].greedy
+
+
+def test_logits_in_parts_are_logits_at_once(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = [0, 40, 50, 60, 70]
+    ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+    whole = score(model, [Passage(tuple(ids), 1)])[0]
+    monkeypatch.setattr(module, "_BATCH_LOGITS", 1)  # a token at a time
+    parts = score(model, [Passage(tuple(ids), 1)])[0]
+    assert parts.nats == pytest.approx(whole.nats, abs=1e-4)
+    assert not parts.greedy  # though its last token is
+    assert score(model, [Passage(tuple(ids), 5)])[0].greedy
 
 
 def test_the_oldest_tokens_of_a_long_context_give_way(model: Any) -> None:

@@ -16,9 +16,11 @@ import pytest
 from moonlet.cli import job
 from moonlet.config.recipe import LogSettings
 from moonlet.train import sinks as module
+from moonlet.train.loop import Trainer
 from moonlet.train.metrics import Metrics, read_metrics
 from moonlet.train.run import Run
 from moonlet.train.sinks import Sinks, check_sinks, numbers, open_sinks
+from moonlet.train.state import Progress
 from tests.train import tiny
 
 
@@ -80,13 +82,14 @@ def test_metrics_tell_the_sinks_what_they_wrote(tmp_path: Path) -> None:
 
 def train(run: Run, sinks: Sinks, monkeypatch: pytest.MonkeyPatch) -> job.Outcome:
     """A whole tiny run that reports to `sinks`."""
-    make = job._hooks
+    plain = Trainer.train
 
-    def hooks(*arguments: Any, **named: Any) -> Any:
-        return replace(make(*arguments, **named), record=sinks.write)
+    def reporting(self: Trainer) -> Progress:
+        self.hooks = replace(self.hooks, record=sinks.write)
+        return plain(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(job, "_hooks", hooks)
+        patch.setattr(Trainer, "train", reporting)
         return job.go_on(run, tiny.quiet())
 
 
