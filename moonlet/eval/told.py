@@ -65,7 +65,7 @@ def judge(
     """
     stories = [story_of(c) for c in completions]
     told = [words(text) for text, _ in stories]
-    reference = cut_alike((words(text) for text in valid), told)
+    reference = cut_alike((words(_story(text)) for text in valid), told)
     seen = None if training is None else list(training)
     return Told(
         tuple(text for text, _ in stories),
@@ -77,5 +77,9 @@ def judge(
 
 def story_of(completion: Completion) -> tuple[str, bool]:
     """The story in what was told, without questions behind it, and whether it ended by itself."""
-    story, mark, _ = completion.text.partition(f"\n{QUESTION}")
-    return story, bool(mark) or completion.finish_reason == "stop"
+    story = _story(completion.text)
+    return story, story != completion.text or completion.finish_reason == "stop"
+
+
+def _story(text: str) -> str:
+    return text.partition(f"\n{QUESTION}")[0]
