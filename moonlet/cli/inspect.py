@@ -178,7 +178,7 @@ def _costs(description: Description) -> Iterator[str]:
 
     config, counts, flops = description.config, description.counts, description.flops
     cached, full = description.cache_bytes, description.full_cache_bytes
-    context = config.max_position_embeddings
+    context = config.context_limit
     yield (
         f"FLOPs a token  {human(flops.total, SI)} forward, {human(flops.training, SI)} training, "
         f"{human(description.decode.total, SI)} decoding, at {description.context:,} tokens"

@@ -173,7 +173,8 @@ def info(folder: _Folder) -> None:
     say(f"special tokens: {', '.join(named[:16])}" + (f" and {len(named) - 16} more" if len(named) > 16 else ""))
     if tokenizer.unk_id is not None:
         say(f"unknown token: {_shown(tokenizer.piece(tokenizer.unk_id))} {tokenizer.unk_id}")
-    say("round trip: " + ("exact for every text" if tokenizer.lossless else "not exact for every text"))
+    exact = "exact for every text" + (" without U+2581" if tokenizer.kind == "sentencepiece" else "")
+    say("round trip: " + (exact if tokenizer.lossless else "not exact for every text"))
     taken = {*tokenizer.specials.values(), tokenizer.unk_id}
     ordinary = [tokenizer.piece(i) for i in range(tokenizer.vocab_size) if i not in taken]
     if isinstance(tokenizer, WordTokenizer):

@@ -67,6 +67,7 @@ class Settings(TypedDict, total=False):
     repetition_penalty: float
     seed: int | None
     stop: str | Sequence[str]
+    unknown: bool
 
 
 @overload
@@ -109,7 +110,7 @@ def generate(
         exact: keep each text to the bit what it is alone, at the cost of speed in batches.
         on_text: called with (index of the prompt, piece) as text appears.
         settings: of `SamplingParams`: max_new_tokens=256, temperature=0.8, top_k=0, top_p=1.0, min_p=0.0,
-            repetition_penalty=1.0, seed=None, stop=().
+            repetition_penalty=1.0, seed=None, stop=(), unknown=False.
 
     Returns:
         Prompt and continuation in one string; a list of them if a list was given.
@@ -245,6 +246,9 @@ def _prefill(model: CausalLM, prompt: list[int], cache: Cache) -> Tensor:
 def _draw(logits: Tensor, rows: list[_Row], params: SamplingParams, tokenizer: Tokenizer) -> list[int]:
     """The next token of each row. A vocabulary padded beyond the tokenizer's is never drawn from."""
     logits = logits[:, : tokenizer.vocab_size]
+    if tokenizer.unk_id is not None and not params.unknown:
+        unknown = torch.tensor([tokenizer.unk_id], device=logits.device)
+        logits = logits.index_fill(1, unknown, float("-inf"))
     seen = None
     if params.repetition_penalty != 1.0:
         for row in rows:

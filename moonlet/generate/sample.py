@@ -42,6 +42,8 @@ class SamplingParams:
     """Equal seeds give equal texts; None draws a fresh one for each call."""
     stop: tuple[str, ...] = ()
     """Texts that end the continuation and are not part of it."""
+    unknown: bool = False
+    """Whether the tokenizer's unknown token may be drawn; it is no text, only a sign that the vocabulary lacks one."""
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "top_k", "seed"):

@@ -35,10 +35,10 @@ def attention(
     Returns:
         [B, H, T, V], q's dtype. The softmax is taken in fp32.
     """
-    return implementation("attention", _choose(q, k, v, start))(q, k, v, scale, start, documents)  # type: ignore[no-any-return]
+    return implementation("attention", choose(q, k, v, start))(q, k, v, scale, start, documents)  # type: ignore[no-any-return]
 
 
-def _choose(q: Tensor, k: Tensor, v: Tensor, start: int | Tensor) -> str:
+def choose(q: Tensor, k: Tensor, v: Tensor, start: int | Tensor) -> str:
     if k.shape[1] == 1 < q.shape[1] and q.shape[-1] != v.shape[-1]:
         return "grouped"  # MLA over its latents, wider than any fused kernel takes
     if q.is_cuda:

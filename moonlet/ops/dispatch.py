@@ -27,12 +27,17 @@ def register(op: str, name: str) -> Callable[[F], F]:
     return add
 
 
-def implementation(op: str, choice: str) -> Callable[..., Any]:
-    """Return the implementation `choice` of `op`, or the one forced instead."""
+def chosen(op: str, choice: str) -> str:
+    """Name of the implementation of `op` that runs: `choice`, or the one forced instead of it."""
     name = _forced.get(op, choice)
     if name not in _implementations[op]:
         raise _no_such(op, name)  # only the environment can have asked for it
-    return _implementations[op][name]
+    return name
+
+
+def implementation(op: str, choice: str) -> Callable[..., Any]:
+    """Return the implementation `choice` of `op`, or the one forced instead."""
+    return _implementations[op][chosen(op, choice)]
 
 
 def names(op: str) -> list[str]:

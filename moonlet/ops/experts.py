@@ -30,12 +30,12 @@ def experts(x: Tensor, gate_up: Tensor, down: Tensor, index: Tensor, weight: Ten
     Returns:
         [N, D] in x's dtype.
     """
-    return implementation("experts", _choose(x, gate_up, index))(  # type: ignore[no-any-return]
+    return implementation("experts", choose(x, gate_up, index))(  # type: ignore[no-any-return]
         x, gate_up.to(x.dtype), down.to(x.dtype), index, weight
     )
 
 
-def _choose(x: Tensor, gate_up: Tensor, index: Tensor) -> str:
+def choose(x: Tensor, gate_up: Tensor, index: Tensor) -> str:
     if index.numel() <= 128 and not (torch.is_grad_enabled() and (x.requires_grad or gate_up.requires_grad)):
         return "few"
     return "sorted"

@@ -2,8 +2,8 @@
 
 The model file is SentencePiece's own and only its library reads it, so the ids are the library's ids. A model trained
 here is a byte-pair encoding with byte fallback and without any change of the text: decode(encode(x)) is x but for
-U+2581 itself, which comes back as a space. An imported model may normalise as it likes (unify characters, drop
-spaces), so the kind as a whole is not lossless.
+U+2581 itself, which comes back as a space; with that one exception it is lossless. An imported model may normalise as
+it likes (unify characters, drop spaces), and then it is not: `lossless` says what was found on trying.
 
 The library is the extra `sentencepiece`.
 """
@@ -56,7 +56,6 @@ class SentencePieceTokenizer:
     """
 
     kind = "sentencepiece"
-    lossless = False
 
     def __init__(self, model: bytes) -> None:
         self.model = model
@@ -73,6 +72,7 @@ class SentencePieceTokenizer:
         self._openers = frozenset(i for i, piece in enumerate(self.pieces) if piece.startswith(SPACE))
         self._strips = self._stripped_spaces()
         self._special_pattern = re.compile("(" + "|".join(map(re.escape, self.specials)) + ")")
+        self.lossless = self._strips == 0 and _changes_nothing(self.engine)
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """Ids of `text`."""
@@ -289,6 +289,15 @@ def _engine(model: bytes) -> Any:
     except RuntimeError:
         raise ValueError(f"these {len(model):,} bytes are no SentencePiece model") from None
     return engine
+
+
+def _changes_nothing(engine: Any) -> bool:
+    """Whether the model cuts a text as it stands and can spell all of it. Tried on every character of the first plane
+    and on spaces where models drop them; U+2581 means a space here and cannot be told from one."""
+    if sum(engine.is_byte(i) for i in range(engine.get_piece_size())) < 256:
+        return False
+    plane = "".join(map(chr, (*range(1, 0xD800), *range(0xE000, 0x10000)))).replace(SPACE, "")
+    return all(engine.normalize(text) == text.replace(" ", SPACE) for text in (plane, "  a  b \n c  "))
 
 
 def _readable(texts: Iterable[str]) -> Iterator[str]:

@@ -39,7 +39,8 @@ class Tokenizer(Protocol):
     kind: str
     """"byte", "bpe", "word" or "sentencepiece"."""
     lossless: bool
-    """Whether decode(encode(x)) == x for every x. If not, count bytes on the text itself, never on its decoding."""
+    """Whether decode(encode(x)) == x for every x (in SentencePiece: every x without U+2581, its own sign for a space).
+    If not, count bytes on the text itself, never on its decoding."""
     vocab_size: int
     """Number of ids, specials included: every id is in [0, vocab_size)."""
     specials: dict[str, int]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moonlet.ops import attention, dispatch, experts, flash
-from moonlet.ops.dispatch import implementation
+from moonlet.ops import attention, experts, flash
+from moonlet.ops.dispatch import chosen
 from moonlet.train.packages import installed
 from moonlet.train.precision import compute_dtype
 
@@ -58,43 +58,35 @@ def _why_dtype(requested: str, dtype: torch.dtype, device: torch.device) -> str:
 
 
 def _attention_paths(device: torch.device, dtype: torch.dtype) -> list[FastPath]:
-    def chosen(queries: int, keys: int, heads: int, widths: tuple[int, int]) -> str:
+    def asked(queries: int, keys: int, heads: int, widths: tuple[int, int]) -> str:
         q = torch.empty(1, 4, queries, widths[0], device=device, dtype=dtype)
         k = torch.empty(1, heads, keys, widths[0], device=device, dtype=dtype)
         v = torch.empty(1, heads, keys, widths[1], device=device, dtype=dtype)
-        name = attention._choose(q, k, v, keys - queries)
-        return _name("attention", name)
+        return chosen("attention", attention.choose(q, k, v, keys - queries))
 
     by_choice: dict[str, list[str]] = {}
     for length in _LENGTHS:
-        by_choice.setdefault(chosen(length, length, 4, (48, 32)), []).append(f"{length:,}")
+        by_choice.setdefault(asked(length, length, 4, (48, 32)), []).append(f"{length:,}")
     paths = [
         FastPath(f"attention at {', '.join(lengths)}", choice, _WHY.get(choice, ""))
         for choice, lengths in by_choice.items()
     ]
-    decode = chosen(1, 512, 1, (80, 64))
+    decode = asked(1, 512, 1, (80, 64))
     return [*paths, FastPath("attention decoding", decode, _WHY.get(decode, ""))]
 
 
 def _expert_paths(device: torch.device, dtype: torch.dtype) -> list[FastPath]:
-    def chosen(tokens: int, learns: bool) -> str:
+    def asked(tokens: int, learns: bool) -> str:
         x = torch.empty(tokens, 8, device=device, dtype=dtype, requires_grad=learns)
         index = torch.zeros(tokens, 2, dtype=torch.int64, device=device)
         weights: Tensor = torch.empty(4, 16, 8, device=device, dtype=dtype)
-        name = experts._choose(x, weights, index)
-        return _name("experts", name)
+        return chosen("experts", experts.choose(x, weights, index))
 
-    training, decode = chosen(4096, True), chosen(1, False)
+    training, decode = asked(4096, True), asked(1, False)
     return [
         FastPath("experts training", training, _WHY.get(training, "")),
         FastPath("experts decoding", decode, _WHY.get(decode, "")),
     ]
-
-
-def _name(op: str, chosen: str) -> str:
-    """Name of the implementation that runs: `chosen`, or the one forced instead of it, if there is such a one."""
-    implementation(op, chosen)
-    return dispatch._forced.get(op, chosen)
 
 
 def _flash_path(device: torch.device) -> FastPath:

@@ -130,7 +130,7 @@ def _is_fused(config: ModelConfig, seq_len: int, dtype: torch.dtype, device: tor
         return True
     shape = (1, config.num_attention_heads, seq_len)
     q, v = (torch.empty(*shape, w, dtype=dtype, device="meta") for w in (config.qk_head_dim, config.qk_head_dim))
-    return attention._choose(q, q, v, 0) == "sdpa"
+    return attention.choose(q, q, v, 0) == "sdpa"
 
 
 def _expert_bytes(config: ModelConfig, tokens: int, s: int) -> float:

@@ -12,7 +12,7 @@ import moonlet
 from moonlet.generate.engine import complete, generate, stream
 from moonlet.generate.sample import RandomStream, SamplingParams, sample
 from moonlet.model.model import CausalLM
-from moonlet.text import ByteTokenizer
+from moonlet.text import ByteTokenizer, train_word
 
 BYTES = ByteTokenizer()
 SEEDED = SamplingParams(max_new_tokens=12, temperature=1.0, seed=3)
@@ -149,6 +149,19 @@ def test_a_vocabulary_padded_beyond_the_tokenizer_is_never_drawn_from(tiny_model
         model.lm_head.weight[BYTES.vocab_size :] *= 100
     done = complete(model, BYTES, PROMPTS, replace(SEEDED, temperature=3.0))
     assert max(max(c.token_ids, default=0) for c in done) < BYTES.vocab_size
+
+
+def test_the_unknown_token_is_drawn_only_when_asked_for(tiny_model: Callable[..., CausalLM]) -> None:
+    tokenizer = train_word(["one two two three three three four"], 19)
+    model = tiny_model(vocab_size=tokenizer.vocab_size)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()  # every token as likely as the others
+    params = replace(SEEDED, max_new_tokens=30)
+    drawn = [token for c in complete(model, tokenizer, ["one"] * 8, params) for token in c.token_ids]
+    assert tokenizer.unk_id is not None
+    assert tokenizer.unk_id not in drawn
+    shown = complete(model, tokenizer, ["one"] * 8, replace(params, unknown=True))
+    assert tokenizer.unk_id in [token for c in shown for token in c.token_ids]
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_drawn(model: CausalLM) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from moonlet.ops import flash
-from moonlet.ops.attention import _choose, attention, reference
+from moonlet.ops.attention import attention, choose, reference
 from moonlet.ops.dispatch import force
 from moonlet.ops.flash import borders
 
@@ -120,7 +120,7 @@ def test_it_is_chosen_on_a_gpu_where_it_fits(
     package: Calls, choice: str, S: int, V: int, start: int | Tensor, dtype: torch.dtype
 ) -> None:
     q, k, v = on_gpu((B, H, 64, 192), dtype), on_gpu((B, 2, S, 192), dtype), on_gpu((B, 2, S, V), dtype)
-    assert _choose(q, k, v, start) == choice
+    assert choose(q, k, v, start) == choice
 
 
 @pytest.mark.parametrize("broken", [None, ModuleType("flash_attn")], ids=["missing", "of another version"])
@@ -129,7 +129,7 @@ def test_without_the_package_a_gpu_takes_sdpa(monkeypatch: pytest.MonkeyPatch, b
     flash.package.cache_clear()
     try:
         q = on_gpu((B, H, 64, 64))
-        assert _choose(q, q, q, 0) == "sdpa"
+        assert choose(q, q, q, 0) == "sdpa"
         with force("attention", "flash"), pytest.raises(ValueError, match="pip install flash-attn"):
             attention(*draw(4, 4, 8, 8, 4), scale=0.3)
     finally:
@@ -140,6 +140,6 @@ def test_its_presence_changes_nothing_on_a_cpu(package: Calls) -> None:
     for T in (1, 63, 300):
         for groups in (1, 2, 4):
             q, k, v = (x.bfloat16() for x in draw(T, T, 16, 16, groups))
-            assert _choose(q, k, v, 0) != "flash"
+            assert choose(q, k, v, 0) != "flash"
             attention(q, k, v, scale=0.3)
     assert not package.seen

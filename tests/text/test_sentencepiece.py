@@ -211,3 +211,23 @@ def test_without_the_library_the_way_to_install_it_is_named(
     for call in (lambda: train_sentencepiece(TEXTS, 330), lambda: import_sentencepiece(trained.model)):
         with pytest.raises(ValueError, match=r'pip install "moonlet\[sentencepiece\]"'):
             call()
+
+
+@given(text=known)
+def test_a_model_that_calls_itself_lossless_is(tokenizer: SentencePieceTokenizer, text: str) -> None:
+    text = text.replace("▁", "")
+    if tokenizer.lossless:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_models_trained_here_lose_nothing_and_those_that_normalise_do(trained: SentencePieceTokenizer) -> None:
+    assert trained.lossless
+    as_it_stands = {**FOREIGN["as it stands"], "add_dummy_prefix": False}
+    assert import_sentencepiece(foreign(**as_it_stands)).lossless
+    for change in (
+        {"normalization_rule_name": "nfkc"},
+        {"remove_extra_whitespaces": True},
+        {"add_dummy_prefix": True},
+        {"byte_fallback": False, "vocab_size": 80},
+    ):
+        assert not import_sentencepiece(foreign(**{**as_it_stands, **change})).lossless, change

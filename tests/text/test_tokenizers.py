@@ -57,7 +57,7 @@ def test_follows_the_protocol(tokenizer: Tokenizer) -> None:
     assert isinstance(tokenizer, Tokenizer)
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (0, 1, 2)
     assert tokenizer.vocab_size == SIZES[tokenizer.kind]
-    assert tokenizer.lossless == (tokenizer.kind != "sentencepiece")
+    assert tokenizer.lossless
 
 
 @settings(max_examples=300, deadline=None)

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 from moonlet.cli import job
-from moonlet.train.loop import Hooks
 from moonlet.train.metrics import read_metrics
 from moonlet.train.run import Run
 from tests.train import tiny
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    hooks = job._hooks
-
-    def with_probe(*arguments: Any) -> Hooks:
-        return replace(hooks(*arguments), probe=torch.arange(20, 60)[None])
-
-    monkeypatch.setattr(job, "_hooks", with_probe)
+def run(tmp_path: Path) -> Run:
     return job.start(tiny.recipe(tmp_path), tmp_path / "run", tiny.quiet()).run
 
 
