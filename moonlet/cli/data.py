@@ -23,6 +23,7 @@ def story(
     valid: Annotated[Path | None, typer.Option(help="Also write the validation stories to this file.")] = None,
     valid_stories: Annotated[int, typer.Option(help="Number of validation stories.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of the world.")] = 0,
+    questions: Annotated[bool, typer.Option("--questions", help="Each story with its questions and answers.")] = False,
 ) -> None:
     """Tell stories of the built-in story world (synthetic text with a known entropy floor)."""
     from rich.console import Console
@@ -31,7 +32,7 @@ def story(
     from moonlet.data.corpus import write_documents
 
     console = Console(soft_wrap=True)
-    corpus = StoryCorpus(megabytes=megabytes, valid_stories=valid_stories, seed=seed)
+    corpus = StoryCorpus(megabytes=megabytes, valid_stories=valid_stories, seed=seed, questions=questions)
     for split, path in (("train", out), ("valid", valid)):
         if path is not None:
             count, size = write_documents(corpus.documents(split), path)

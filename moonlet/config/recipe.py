@@ -51,6 +51,7 @@ class DataSettings:
     stories: int = 0  # text, tinystories: read so many documents of the training text; 0: all
     megabytes: float = 10.0  # story: size of the training text
     valid_stories: int = 500  # story
+    questions: bool = False  # story: each story is followed by its questions and their answers
     seed: int = 0
     cache: str = ""  # where prepared shards lie; empty: inside the run folder
 

@@ -19,7 +19,12 @@ def open_corpus(settings: DataSettings, progress: Progress | None = None) -> Cor
         FileNotFoundError, ValueError: a file is missing or cannot be used; see `TextFileCorpus`.
     """
     if settings.kind == "story":
-        return StoryCorpus(megabytes=settings.megabytes, valid_stories=settings.valid_stories, seed=settings.seed)
+        return StoryCorpus(
+            megabytes=settings.megabytes,
+            valid_stories=settings.valid_stories,
+            seed=settings.seed,
+            questions=settings.questions,
+        )
     if settings.kind not in ("text", "tinystories"):
         raise ValueError(f"data.kind is {settings.kind!r}; valid: story, tinystories, text")
     if settings.kind == "tinystories" and not settings.path:

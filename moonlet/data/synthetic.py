@@ -35,6 +35,7 @@ class StoryCorpus:
         valid_stories: number of validation stories, drawn from the world's own validation split.
         seed: seed of the world.
         megabytes: stop after the training story that reaches this many millions of UTF-8 bytes.
+        questions: each story is followed by its questions and answers (`moonlet.data.story.asking`).
 
     Raises:
         ValueError: none or both of `stories` and `megabytes` are given, or a number is not positive.
@@ -44,7 +45,13 @@ class StoryCorpus:
     synthetic = True
 
     def __init__(
-        self, stories: int | None = None, valid_stories: int = 1000, seed: int = 0, *, megabytes: float | None = None
+        self,
+        stories: int | None = None,
+        valid_stories: int = 1000,
+        seed: int = 0,
+        *,
+        megabytes: float | None = None,
+        questions: bool = False,
     ) -> None:
         if (stories is None) == (megabytes is None):
             raise ValueError(f"give either stories or megabytes, not {stories} and {megabytes}")
@@ -55,6 +62,7 @@ class StoryCorpus:
         self.megabytes = megabytes
         self.valid_stories = valid_stories
         self.seed = seed
+        self.questions = questions
         self._floor: float | None = None
 
     def documents(self, split: str) -> Iterator[str]:
@@ -85,6 +93,7 @@ class StoryCorpus:
             "seed": self.seed,
             **size,
             "valid_stories": self.valid_stories,
+            **({"questions": True} if self.questions else {}),
             "first_stories_sha256": fingerprint.hexdigest(),
             "split": "the world's own training and validation stories",
         }
@@ -114,7 +123,9 @@ class StoryCorpus:
 
     def _endless(self, split: str, run: int = _RUN) -> Iterator[_Story]:
         from moonlet.data.story import StoryWorld
+        from moonlet.data.story.asking import with_questions
 
         world = StoryWorld(self.seed)
         for start in count(0, run):
-            yield from world.stories(run, start=start, split=split)
+            told = world.stories(run, start=start, split=split)
+            yield from (with_questions(story) for story in told) if self.questions else told

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moonlet.config.recipe import DataSettings
 from moonlet.data import Corpus, StoryCorpus, TextFileCorpus
 from moonlet.data.corpus import SEPARATOR, read_documents, write_documents
+from moonlet.data.open import open_corpus
+from moonlet.data.story import StoryWorld
+from moonlet.data.story.asking import with_questions
 
 DOCUMENTS = [f"Story {i}.\n\nThe fox number {i * 7} said \u201chi\u201d.\n  Two lines." for i in range(200)]
 
@@ -145,6 +150,19 @@ def test_a_document_never_holds_a_separator_line(tmp_path: Path) -> None:
 class Told:
     text: str
     bits: float
+
+
+def test_questions_follow_their_stories_where_asked_for() -> None:
+    plain, asked = StoryCorpus(5, 3), StoryCorpus(5, 3, questions=True)
+    for split in ("train", "valid"):
+        texts = list(asked.documents(split))
+        assert all(text.startswith(story) for text, story in zip(texts, plain.documents(split), strict=True))
+        assert texts == [with_questions(s).text for s in islice(StoryWorld(0).stories(5, split=split), len(texts))]
+    bits = sum(with_questions(story).bits for story in StoryWorld(0).stories(3, split="valid"))
+    assert asked.floor() == pytest.approx(bits / sum(len(t.encode()) for t in asked.documents("valid")))
+    assert asked.describe() != plain.describe()
+    wanted = DataSettings(questions=True, valid_stories=3)
+    assert list(open_corpus(wanted).documents("valid")) == list(asked.documents("valid"))
 
 
 class World:
