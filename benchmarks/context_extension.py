@@ -70,7 +70,7 @@ def draw(found: dict[str, PositionLosses], trained: int, context: int, picture: 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4), dpi=130)
+    figure = Figure(figsize=(8, 4.6), dpi=130)
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for (name, losses), colour in zip(
@@ -84,7 +84,7 @@ def draw(found: dict[str, PositionLosses], trained: int, context: int, picture: 
     )
     axes.set(xlabel="position in the window", ylabel="nats a token", title="validation loss by position")
     axes.grid(alpha=0.25, linewidth=0.6)
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     figure.tight_layout()
     figure.savefig(picture)
 
