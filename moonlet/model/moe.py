@@ -46,7 +46,7 @@ class MoE(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]"""
         flat = x.flatten(0, 1)  # (N, D)
-        index, weight = self.gate(flat)
+        index, weight = self.gate(flat, len(x))
         y: Tensor = self.experts(flat, index, weight)
         if self.has_shared:
             y = y + self.shared_experts(flat)

@@ -98,7 +98,7 @@ def _routing(model: CausalLM) -> Iterator[dict[int, list[Routing]]]:
     """Collect what every router says inside the block."""
     seen: dict[int, list[Routing]] = {}
 
-    def note(layer: int, router: Router, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+    def note(layer: int, router: Router, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
         scores = router.scores(F.linear(inputs[0].float(), router.weight.float()))  # (N, E)
         seen.setdefault(layer, []).append(Routing(scores, *output))
 
