@@ -67,6 +67,7 @@ class ModelConfig:
     scoring_func: str = "sigmoid"
     norm_topk_prob: bool = True
     routed_scaling_factor: float = 2.827
+    # What the published file says of its training; a run of moonlet follows its recipe's optim.aux_loss_alpha.
     aux_loss_alpha: float = 0.001
     seq_aux: bool = True
     # Positions.

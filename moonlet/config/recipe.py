@@ -19,13 +19,15 @@ import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from moonlet.config.model import ModelConfig, field_names
 from moonlet.config.nearest import unknown
+from moonlet.config.optim_check import check_balance, check_schedule
 from moonlet.config.presets import preset
+from moonlet.config.published import PUBLISHED
 
 
 @dataclass(frozen=True)
@@ -88,14 +90,17 @@ class OptimSettings:
     kind: str = "muon"  # "muon": matrices by Muon, the rest by AdamW; "adamw"
     lr: float = 2e-3  # peak
     min_lr: float = 0.0  # at the end, as a fraction of the peak
-    warmup_steps: int = 20
-    schedule: str = "wsd"  # "wsd": constant, then decay; "cosine"; "constant"
+    warmup_steps: int = 20  # where a recipe file gives none: 20, or a fifth of a shorter run
+    schedule: str = "wsd"  # "wsd": constant, then decay; "cosine"; "constant"; "k2", "moonlight": as published
     decay_fraction: float = 0.4  # wsd: the last part of the run, over which the rate falls
-    decay_shape: str = "linear"  # wsd: "linear" or "1-sqrt"
+    decay_shape: str = "linear"  # wsd: "linear", "1-sqrt" or "cosine"
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.1
-    bias_update_speed: float = 1e-3  # expert balance: size of the sign step on e_score_correction_bias
+    balance: str = "sign"  # step of e_score_correction_bias: "sign"; "zero-mean", Moonlight's; "off"
+    bias_update_speed: float = 1e-3  # its size
+    bias_freeze_fraction: float = 0.0  # the last part of the run, over which the bias stays put; DeepSeek-V3: 0.034
+    aux_loss_alpha: float = 0.0  # weight of the sequence-level balance loss, beside the bias; 0: off
 
 
 @dataclass(frozen=True)
@@ -204,6 +209,10 @@ def recipe_from_dict(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> 
         else:
             values[key] = _convert(key, hints[key], value)
     train = values.get("train", TrainSettings())
+    if train.steps > 0 and "warmup_steps" not in merged.get("optim", {}):
+        # A default must not stand in the way of a short trial.
+        optim = values.get("optim", OptimSettings())
+        values["optim"] = replace(optim, warmup_steps=min(optim.warmup_steps, train.steps // 5))
     values["model"] = _read_model(_table("model", merged.get("model", {})), train.init)
     return Recipe(**values)
 
@@ -335,8 +344,9 @@ def _check(recipe: Recipe) -> None:
         ("data.split_by", d.split_by, ("separator", "file")),
         ("log.wandb", recipe.log.wandb, ("off", "offline", "online")),
         ("optim.kind", o.kind, ("adamw", "muon")),
-        ("optim.schedule", o.schedule, ("wsd", "cosine", "constant")),
-        ("optim.decay_shape", o.decay_shape, ("linear", "1-sqrt")),
+        ("optim.schedule", o.schedule, ("wsd", "cosine", "constant", *PUBLISHED)),
+        ("optim.decay_shape", o.decay_shape, ("linear", "1-sqrt", "cosine")),
+        ("optim.balance", o.balance, ("sign", "zero-mean", "off")),
         ("train.dtype", t.dtype, ("auto", "float32", "bfloat16")),
     )
     for name, value, valid in choices:
@@ -346,8 +356,8 @@ def _check(recipe: Recipe) -> None:
         raise ValueError('data.kind is "text" and data.path is empty; give data.path=FILE')
     if t.steps <= 0 and t.minutes <= 0:
         raise ValueError("train.steps and train.minutes are both 0; give one of them")
-    if t.steps <= 0 and o.schedule == "cosine":
-        raise ValueError("optim.schedule is 'cosine', which needs train.steps; with train.minutes use 'wsd'")
+    check_schedule(o, t)
+    check_balance(o, t)
     micro = t.micro_batch_size or t.batch_size
     if t.batch_size < 1 or micro < 1 or t.batch_size % micro:
         raise ValueError(f"train.batch_size {t.batch_size} is not a multiple of train.micro_batch_size {micro}")
@@ -358,7 +368,5 @@ def _check(recipe: Recipe) -> None:
         raise ValueError(f"data.stories is {d.stories}; it must be at least 0, and 0 means all")
     if not 0 < d.valid_fraction < 1:
         raise ValueError(f"data.valid_fraction is {d.valid_fraction}; it must lie between 0 and 1")
-    if not 0 <= o.decay_fraction <= 1:
-        raise ValueError(f"optim.decay_fraction is {o.decay_fraction}; it must lie in 0..1")
     if t.keep_last < 1:
         raise ValueError(f"train.keep_last is {t.keep_last}; it must be at least 1")

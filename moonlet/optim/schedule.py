@@ -1,13 +1,15 @@
 """Learning-rate schedules as functions of the step.
 
 WSD (warmup, stable, decay; arXiv 2404.06395) holds the peak and falls only at the end, so that a run may be stopped,
-prolonged, or given a time budget: where the fall starts can be decided while it runs. Cosine falls all the way.
+prolonged, or given a time budget: where the fall starts can be decided while it runs. Cosine falls all the way. The
+schedules of Kimi K2 and Moonlight are chains of phases (`moonlet.config.published`) stretched over the run's length.
 """
 
 from __future__ import annotations
 
 import math
 
+from moonlet.config.published import PUBLISHED, Schedule
 from moonlet.config.recipe import OptimSettings
 
 
@@ -19,19 +21,45 @@ def learning_rate(settings: OptimSettings, step: int, total: int | None, decay_s
         decay_start: first step of WSD's fall; None while it is not known.
     """
     peak, low = settings.lr, settings.lr * settings.min_lr
-    if step < settings.warmup_steps:
-        return peak * (step + 1) / settings.warmup_steps
+    warmup = warmup_steps(settings, total)
+    if step < warmup:
+        return peak * (step + 1) / warmup
     if settings.schedule == "constant" or total is None:
         return peak
     if settings.schedule == "cosine":
-        done = (step - settings.warmup_steps) / max(1, total - settings.warmup_steps)
-        return low + (peak - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        return _between(peak, low, (step - warmup) / max(1, total - warmup), "cosine")
+    if settings.schedule in PUBLISHED:
+        return peak * _published(PUBLISHED[settings.schedule], step / total, warmup / total)
     if decay_start is None or step < decay_start:
         return peak
-    left = max(0.0, 1 - (step - decay_start + 1) / max(1, total - decay_start + 1))
-    return low + (peak - low) * (left if settings.decay_shape == "linear" else 1 - math.sqrt(1 - left))
+    # Counted so that the fall begins with its first step and the run's last one still moves.
+    return _between(peak, low, (step - decay_start + 1) / max(1, total - decay_start + 1), settings.decay_shape)
+
+
+def warmup_steps(settings: OptimSettings, total: int | None) -> int:
+    """Steps of the rise: `settings.warmup_steps`, and in a published schedule its own share of the run if longer."""
+    if total is None or settings.schedule not in PUBLISHED:
+        return settings.warmup_steps
+    return max(settings.warmup_steps, round(total * PUBLISHED[settings.schedule].warmup))
 
 
 def decay_start(settings: OptimSettings, total: int) -> int:
     """The step at which WSD starts to fall in a run of `total` steps."""
     return max(settings.warmup_steps, total - round(total * settings.decay_fraction))
+
+
+def _published(schedule: Schedule, position: float, warm: float) -> float:
+    """The rate at `position`, after the warm-up that ended at `warm`; all three are fractions, of peak and run."""
+    begin, before = warm, 1.0
+    for phase in schedule.phases:
+        if position < phase.until:
+            return _between(before, phase.rate, (position - begin) / (phase.until - begin), phase.shape)
+        begin, before = phase.until, phase.rate
+    return before
+
+
+def _between(start: float, end: float, done: float, shape: str) -> float:
+    """The way from `start` (`done` 0) to `end` (`done` 1, and after it)."""
+    done = min(1.0, done)
+    left = {"linear": 1 - done, "1-sqrt": 1 - math.sqrt(done), "cosine": 0.5 * (1 + math.cos(math.pi * done))}[shape]
+    return end + (start - end) * left
