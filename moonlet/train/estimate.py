@@ -210,7 +210,8 @@ def time_step(recipe: Recipe, device: torch.device, dtype: torch.dtype, sequence
         begin = time.perf_counter()
         train_step(
             model, optimizer, [batch] * micro_batches, count=micro_batches, lr=1e-4, grad_clip=t.grad_clip,
-            bias_update_speed=recipe.optim.bias_update_speed, bos_id=0 if t.separate_documents else None,
+            bias_update_speed=recipe.optim.bias_update_speed, aux_loss_alpha=recipe.optim.aux_loss_alpha,
+            bos_id=0 if t.separate_documents else None,
         )  # fmt: skip
         synchronise(device)
         return time.perf_counter() - begin

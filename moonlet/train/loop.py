@@ -20,10 +20,11 @@ from moonlet.data.loader import Loader
 from moonlet.hub.write import write_model
 from moonlet.model.model import CausalLM
 from moonlet.model.observe import router_entropy
-from moonlet.optim.balance import describe_loads
+from moonlet.optim.balance import bias_speed, describe_loads
 from moonlet.optim.optimizer import Optimizer
-from moonlet.optim.schedule import decay_start, learning_rate
+from moonlet.optim.schedule import decay_start, learning_rate, warmup_steps
 from moonlet.text.tokenizer import Tokenizer
+from moonlet.train.alarm import collapses
 from moonlet.train.checkpoint import prune, save_checkpoint
 from moonlet.train.metrics import Metrics, keep_until, read_metrics
 from moonlet.train.run import Run
@@ -131,7 +132,9 @@ class Trainer:
             count=self.accumulate,
             lr=lr,
             grad_clip=t.grad_clip,
-            bias_update_speed=o.bias_update_speed,
+            bias_update_speed=bias_speed(o, p.step, p.total),
+            zero_mean=o.balance == "zero-mean",
+            aux_loss_alpha=o.aux_loss_alpha,
             bos_id=self.tokenizer.bos_id if t.separate_documents else None,
         )
         p.step += 1
@@ -166,9 +169,12 @@ class Trainer:
             "tokens_per_s": t.batch_size * t.seq_len / seconds,
             **{name: value for name, value in result.balance.items() if name != "loads"},
         }
+        if result.aux_loss is not None:
+            record["aux_loss"] = result.aux_loss
         if p.step % t.log_every == 0 or self._finished():
             self.metrics.write("train", p.step, **record)
         self._record_experts(result.balance)
+        self._watch_experts(result.balance)
         self.hooks.show(p, record)
 
     def _record_experts(self, balance: Mapping[str, Any]) -> None:
@@ -176,6 +182,18 @@ class Trainer:
         p, t = self.progress, self.recipe.train
         if balance and (_due(p.step, EXPERTS_EVERY * t.log_every) or _due(p.step, t.eval_every) or self._finished()):
             self.metrics.write("experts", p.step, layers=self._moe_layers(), **describe_loads(balance["loads"]))
+
+    def _watch_experts(self, balance: Mapping[str, Any]) -> None:
+        """Say it when a layer's tokens have crowded the same experts for long."""
+        p, o = self.progress, self.recipe.optim
+        # While the rate warms up a router has hardly moved from where it began.
+        if not balance or p.step <= warmup_steps(o, p.total):
+            return
+        for c in collapses(p.collapsed, balance["loads"], self.model.config.num_experts_per_tok):
+            layer = self._moe_layers()[c.router]
+            text = c.describe(layer, o)
+            self.metrics.write("alarm", p.step, layer=layer, crowd=c.crowd, dead=c.dead, experts=c.experts, text=text)
+            self.hooks.message(f"step {p.step}: {text}")
 
     def _moe_layers(self) -> list[int]:
         config = self.model.config

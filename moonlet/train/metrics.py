@@ -1,9 +1,13 @@
 """metrics.jsonl: one JSON object a line, each with `step` and `kind`.
 
-train        loss (nats a token), lr, grad_norm, tokens_per_s, load_max and load_dead of the worst layer
+train        loss (nats a token), lr, grad_norm, tokens_per_s; where tokens are routed also load_max, load_dead and
+             load_entropy (see `balance_step`), and aux_loss, which is no part of loss, where optim.aux_loss_alpha is
+             not 0
 experts      a MoE layer each: load (share of each expert), max_over_mean, entropy (nats)
 eval         loss, bits_per_byte and bytes of the validation text
 routers      a MoE layer each: entropy (nats) of the router's normalised scores, mean over the tokens of a fixed text
+alarm        experts of a layer that have collapsed (see `moonlet.train.alarm`): crowd (share of the tokens that the
+             busiest takes), dead and experts (counts), text
 sample, skip, checkpoint
 """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ class Progress:
     decay_start: first step of WSD's fall; None until it is known.
     elapsed: seconds of training so far, over all resumes.
     skipped: steps in a row whose loss or gradient was not finite.
+    collapsed: for each router, steps in a row that its experts have been collapsed; see `moonlet.train.alarm`.
     """
 
     step: int = 0
@@ -33,6 +34,7 @@ class Progress:
     decay_start: int | None = None
     elapsed: float = 0.0
     skipped: int = 0
+    collapsed: list[int] = field(default_factory=list)
 
 
 def write_state(folder: Path, progress: Progress, loader: dict[str, int], optimizer: Optimizer) -> None:

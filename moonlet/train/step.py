@@ -13,18 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from moonlet.model.model import CausalLM
-from moonlet.optim.balance import balance_step, clear_loads
+from moonlet.optim.balance import balance_step, clear_loads, sequence_loss
 from moonlet.optim.optimizer import Optimizer
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step did. `problem` names what was not finite; the weights are then as they were."""
+    """What a step did. `problem` names what was not finite; the weights are then as they were.
+
+    `loss` is the cross-entropy alone; `aux_loss`, what the experts' balance added to it, None where it is switched off.
+    """
 
     loss: float
     grad_norm: float
     balance: dict[str, Any]
     problem: str | None = None
+    aux_loss: float | None = None
 
 
 def train_step(
@@ -36,6 +40,8 @@ def train_step(
     lr: float,
     grad_clip: float,
     bias_update_speed: float,
+    zero_mean: bool = False,
+    aux_loss_alpha: float = 0.0,
     bos_id: int | None = None,
 ) -> StepResult:
     """Take one optimizer step.
@@ -44,16 +50,24 @@ def train_step(
         batches: `count` micro-batches of equal size, each inputs and targets int64 [B, T].
         lr: learning rate.
         grad_clip: largest global gradient norm; 0 switches clipping off.
-        bias_update_speed: of the expert balance.
+        bias_update_speed, zero_mean: of the expert balance, see `balance_step`.
+        aux_loss_alpha: weight of the sequence-level auxiliary loss, whose sequences are the rows; 0: off.
         bos_id: the token that begins a document; packed documents then do not see each other. None: they do.
     """
     model.train()
     total = torch.zeros((), device=model.device)
-    for inputs, targets in batches:
-        documents = None if bos_id is None else (inputs == bos_id).cumsum(1)
-        loss = model.loss(inputs, targets, documents) / count
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.detach()
+    aux_total: Tensor | None = None
+    with sequence_loss(model, aux_loss_alpha) as take_aux:
+        for inputs, targets in batches:
+            documents = None if bos_id is None else (inputs == bos_id).cumsum(1)
+            loss = model.loss(inputs, targets, documents) / count
+            total += loss.detach()
+            aux = take_aux()
+            if aux is not None:
+                aux = aux / count
+                aux_total = aux.detach() if aux_total is None else aux_total + aux.detach()
+                loss = loss + aux
+            loss.backward()  # type: ignore[no-untyped-call]
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     value, size = total.item(), norm.item()
@@ -66,7 +80,8 @@ def train_step(
         torch._foreach_mul_(gradients, grad_clip / size)
     optimizer.step(lr)
     optimizer.zero_grad()
-    return StepResult(value, size, balance_step(model, bias_update_speed))
+    balance = balance_step(model, bias_update_speed, zero_mean)
+    return StepResult(value, size, balance, aux_loss=None if aux_total is None else aux_total.item())
 
 
 def _culprit(model: nn.Module, loss: float) -> str:

@@ -22,6 +22,7 @@ def test_a_step_moves_the_bias_towards_an_even_load_and_returns_the_counts(tiny_
     moved = first.e_score_correction_bias - before[0]
     assert moved.tolist() == pytest.approx([-0.1, 0.1, 0, 0, 0, 0, 0, 0], abs=1e-6)
     assert torch.equal(second.e_score_correction_bias, before[1])
+    assert result.pop("load_entropy") == pytest.approx((math.log(4) / 4 + 0.75 * math.log(8)) / math.log(8))
     assert result == {"load_max": 2.0, "load_dead": 1.0, "loads": [[8, 0, 4, 4, 4, 4, 4, 4], [4] * 8]}
     assert not first.load.any()
     assert not second.load.any()
