@@ -31,14 +31,13 @@ class Collapse:
 
     def describe(self, layer: int, settings: OptimSettings) -> str:
         """What happened in layer `layer`, in which numbers, and what to do: one line."""
-        if settings.balance == "off":
-            way_out = "set optim.balance=sign"
-        else:
-            way_out = f"raise optim.bias_update_speed (now {settings.bias_update_speed:g})"
+        speed = f"raise optim.bias_update_speed (now {settings.bias_update_speed:g})"
+        first = "set optim.balance=sign" if settings.balance == "off" else speed
+        second = f"raise optim.aux_loss_alpha (now {settings.aux_loss_alpha:g})"
         return (
-            f"the experts of layer {layer} have collapsed, {PATIENCE} steps in a row now: {self.dead} of "
-            f"{self.experts} get no token, the busiest is chosen by {self.crowd:.0%} of the tokens (even: {self.even:.0%}); "
-            f"{way_out}, or optim.aux_loss_alpha (now {settings.aux_loss_alpha:g}), or lower optim.lr"
+            f"the experts of layer {layer} have collapsed, {PATIENCE} steps in a row: {self.dead} of {self.experts} "
+            f"get no token, the busiest is chosen by {self.crowd:.0%} of the tokens (even: {self.even:.0%}); {first}, "
+            f"{second}, or lower optim.lr"
         )
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from moonlet.config import ModelConfig
-from moonlet.model.router import Router
+from moonlet.model.router import Router, sequence_imbalance
 
 E, D = 12, 16
 
@@ -17,8 +17,8 @@ E, D = 12, 16
 def draw(seed: int, bias: float = 1.0, **changes: object) -> tuple[Router, Tensor]:
     """A random router with a bias of the given spread, in evaluation mode, and 20 tokens."""
     g = torch.Generator().manual_seed(seed)
-    settings = {"n_routed_experts": E, "hidden_size": D, "num_experts_per_tok": 3, "routed_scaling_factor": 2.5}
-    router = Router(ModelConfig(**(settings | changes))).eval()  # type: ignore[arg-type]
+    chosen = {"n_routed_experts": E, "hidden_size": D, "num_experts_per_tok": 3, "routed_scaling_factor": 2.5}
+    router = Router(ModelConfig(**(chosen | changes))).eval()  # type: ignore[arg-type]
     router.weight.data = torch.randn(E, D, generator=g) / 3
     router.e_score_correction_bias.copy_(bias * torch.randn(E, generator=g))
     return router, torch.randn(20, D, generator=g)
@@ -88,6 +88,75 @@ def test_load_counts_what_was_chosen() -> None:
     router.train()
     index, _ = router(x)
     assert torch.equal(router.load, torch.bincount(index.flatten(), minlength=E))
+
+
+def test_what_is_read_without_learning_is_not_counted() -> None:
+    router, x = draw(3)
+    router.keeps_imbalance = True
+    router.eval()(x)
+    with torch.no_grad():
+        router.train()(x)
+    router.route(x)
+    assert not router.load.any()
+    assert router.imbalance is None
+
+
+@given(
+    rows=st.lists(st.lists(st.sampled_from([-1.0, -0.0, 0.0, 0.25, 0.5]), min_size=E, max_size=E), min_size=1),
+    active=st.integers(1, E),
+)
+def test_of_equal_experts_the_lower_index_wins(rows: list[list[float]], active: int) -> None:
+    router, _ = draw(0, bias=0.0, num_experts_per_tok=active)
+    expected = [sorted(range(E), key=lambda e: (-row[e], e))[:active] for row in rows]
+    assert router.choose(torch.tensor(rows)).tolist() == expected
+
+
+def test_of_equal_groups_the_lower_index_wins() -> None:
+    router, _ = draw(0, bias=0.0, n_group=4, topk_group=2, num_experts_per_tok=4)
+    assert router.choose(torch.zeros(5, E)).tolist() == [[0, 1, 2, 3]] * 5
+
+
+def plain_imbalance(scores: Tensor, index: Tensor, rows: int) -> Tensor:
+    """The published sum, number by number."""
+    T, A = len(scores) // rows, index.shape[1]
+    sequences = []
+    for r in range(rows):
+        tokens = range(r * T, (r + 1) * T)
+        for i in range(E):
+            f = E / (A * T) * sum(int(i in index[t].tolist()) for t in tokens)
+            sequences.append(f * sum(scores[t, i] / sum(scores[t]) for t in tokens) / T)
+    return sum(sequences) / torch.tensor(rows, dtype=scores.dtype)
+
+
+@given(seed=seeds, layout=st.sampled_from([(1, 1), (1, 7), (2, 5), (4, 1)]), active=st.integers(1, E))
+@settings(max_examples=15)
+def test_the_imbalance_is_the_published_sum_in_value_and_gradient(
+    seed: int, layout: tuple[int, int], active: int
+) -> None:
+    rows, T = layout
+    g = torch.Generator().manual_seed(seed)
+    scores = torch.rand(rows * T, E, generator=g, dtype=torch.float64).requires_grad_()
+    index = torch.rand(rows * T, E, generator=g).topk(active).indices
+    ours, plain = sequence_imbalance(scores, index, rows), plain_imbalance(scores, index, rows)
+    torch.testing.assert_close(ours, plain)
+    torch.testing.assert_close(*(torch.autograd.grad(value, scores)[0] for value in (ours, plain)))
+    assert torch.autograd.gradcheck(lambda s: sequence_imbalance(s, index, rows), (scores,))
+
+
+def test_the_imbalance_is_one_when_all_experts_are_used_alike_and_grows_with_a_crowd() -> None:
+    even = torch.arange(2 * E).view(E, 2) % E
+    assert sequence_imbalance(torch.ones(E, E), even, 1).item() == pytest.approx(1)
+    crowd = torch.zeros(E, 2, dtype=torch.int64) + torch.tensor([0, 1])
+    loved = torch.zeros(E, E).index_fill(1, torch.tensor([0, 1]), 1.0)
+    assert sequence_imbalance(loved, crowd, 1).item() == pytest.approx(E / 2)
+
+
+def test_each_sequence_is_weighed_by_itself() -> None:
+    # Each of two rows crowds experts of its own: even over the batch, uneven in every sequence.
+    index = torch.tensor([[0]] * 4 + [[1]] * 4)
+    scores = torch.zeros(8, E).scatter_(1, index, 1.0)
+    assert sequence_imbalance(scores, index, 2).item() == pytest.approx(E)
+    assert sequence_imbalance(scores, index, 1).item() == pytest.approx(E / 2)
 
 
 @given(seed=seeds, bias=st.floats(0, 1), active=st.integers(1, E), normalise=st.booleans())

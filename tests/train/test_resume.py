@@ -78,6 +78,39 @@ def test_resume_is_bit_exact(
     assert_same_run(straight, tmp_path / "run")
 
 
+def test_resume_is_bit_exact_with_every_part_of_the_balance_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = (
+        "optim.balance=zero-mean", "optim.aux_loss_alpha=0.1", "optim.bias_freeze_fraction=0.3",
+        "optim.bias_update_speed=0.3", "optim.schedule=moonlight", "train.save_every=1",
+    )  # fmt: skip
+    # So large a step of the bias throws all tokens from expert to expert: the alarm is close, or raised.
+    monkeypatch.setattr("moonlet.train.alarm.PATIENCE", 3)
+    monkeypatch.setattr("moonlet.train.alarm.CROWD", 0.6)
+    recipe = tiny.recipe(tmp_path, *changes)
+    job.start(recipe, tmp_path / "straight", tiny.quiet())
+    original = Trainer._step
+
+    def cut_here(self: Trainer) -> None:
+        if self.progress.step == 7:
+            raise Cut
+        original(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", cut_here)
+        with pytest.raises(Cut):
+            job.start(recipe, tmp_path / "run", tiny.quiet())
+    job.go_on(Run.open(tmp_path / "run"), tiny.quiet())
+    assert_same_run(tmp_path / "straight", tmp_path / "run")
+    alarms, again = (list(read_metrics(tmp_path / name / "metrics.jsonl", "alarm")) for name in ("straight", "run"))
+    assert alarms == again
+    assert any(record["step"] > 7 for record in alarms)
+    aux = [r["aux_loss"] for r in read_metrics(tmp_path / "run" / "metrics.jsonl", "train")]
+    assert len(aux) == 12
+    assert min(aux) > 0
+
+
 def test_cut_points_fall_inside_epochs_and_on_several_of_them(straight: Path) -> None:
     recipe = Run.open(straight).recipe()
     from moonlet.eval.report import run_dataset

@@ -13,7 +13,7 @@ from moonlet.config import ModelConfig
 from moonlet.config.recipe import OptimSettings
 from moonlet.model.init import build
 from moonlet.model.model import CausalLM
-from moonlet.optim.balance import balance_step, routers_of
+from moonlet.optim.balance import balance_step, clear_loads, routers_of, sequence_loss
 from moonlet.optim.optimizer import build_optimizer
 from moonlet.train.checkpoint import newest_good, step_of
 from moonlet.train.loop import TrainingStopped
@@ -102,6 +102,50 @@ def test_the_balance_bias_moves_against_the_load_and_counts_training_only(model:
     model.train()
     model(batch(0)[0])
     assert int(router.load.sum()) == 4 * 16 * model.config.num_experts_per_tok
+
+
+def test_the_sequence_loss_moves_the_weights_and_stays_out_of_the_loss(model: CausalLM) -> None:
+    inputs, targets = batch(0)
+    gradients = []
+
+    class Spy:
+        def step(self, lr: float) -> None:
+            gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+
+        def zero_grad(self) -> None:
+            model.zero_grad()
+
+    still = {"grad_clip": 0.0, "bias_update_speed": 0.0}
+    plain = step(model, [(inputs, targets)], Spy(), **still)
+    halves = [(inputs[:2], targets[:2]), (inputs[2:], targets[2:])]
+    for batches in ([(inputs, targets)], halves):
+        result = step(model, batches, Spy(), aux_loss_alpha=0.5, **still)
+        assert result.loss == pytest.approx(plain.loss, rel=1e-6)
+        with sequence_loss(model, 0.5) as take:
+            loss = model.loss(inputs, targets)
+            aux = take()
+        assert aux is not None
+        assert result.aux_loss == pytest.approx(aux.item(), rel=1e-5)
+        (loss + aux).backward()
+        expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        for name, gradient in gradients[-1].items():
+            torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-6)
+        model.zero_grad()
+        clear_loads(model)
+    gate = "model.layers.1.mlp.gate.weight"
+    assert not torch.allclose(gradients[0][gate], gradients[1][gate], rtol=1e-2)
+    assert plain.aux_loss is None
+
+
+def test_weight_decay_and_gradients_leave_the_balance_bias_alone(model: CausalLM) -> None:
+    router = routers_of(model)[0]
+    router.e_score_correction_bias.copy_(torch.tensor([0.5, -0.25, 0.0, 1.0]))
+    for kind in ("muon", "adamw"):
+        weight = router.weight.clone()
+        optimizer = build_optimizer(model, OptimSettings(kind=kind, weight_decay=0.5))
+        step(model, [batch(0)], optimizer, bias_update_speed=0.0, aux_loss_alpha=0.1)
+        assert router.e_score_correction_bias.tolist() == [0.5, -0.25, 0.0, 1.0]
+        assert not torch.equal(router.weight, weight)
 
 
 def test_three_bad_steps_in_a_row_stop_the_run_with_its_last_checkpoint(
