@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from moonlet.config import ModelConfig
 from moonlet.model.cache import KeyValueCache
 from moonlet.model.linear import Linear
+from moonlet.model.peaks import LogitPeaks
 from moonlet.model.rope import Rotation, rotate_halves
 from moonlet.ops.attention import attention
 
@@ -32,6 +33,7 @@ class GQA(nn.Module):
         self.k_proj = Linear(D, self.groups * self.K)
         self.v_proj = Linear(D, self.groups * self.K)
         self.o_proj = Linear(self.heads * self.K, D)
+        self.peaks: LogitPeaks | None = None  # set while logits are tracked; training only, never with a cache
 
     def forward(
         self,
@@ -59,6 +61,8 @@ class GQA(nn.Module):
         v = self.v_proj(x).view(B, T, self.groups, self.K).transpose(1, 2)  # (B, G, T, K)
         if cache is not None:
             k, v = cache.append(torch.stack((k, v)), start)  # (B, G, S, K)
+        elif self.peaks is not None and self.training:
+            self.peaks.see(q, k, self.scale, start, documents)
         out = attention(q, k, v, scale=self.scale, start=start, documents=documents)  # (B, H, T, K)
         mixed: Tensor = self.o_proj(out.transpose(1, 2).flatten(2))
         return mixed

@@ -19,6 +19,7 @@ from moonlet.config import ModelConfig
 from moonlet.model.cache import LatentCache
 from moonlet.model.linear import Linear
 from moonlet.model.norm import LATENT_EPS, RMSNorm
+from moonlet.model.peaks import LogitPeaks
 from moonlet.model.rope import Rotation, rotate
 from moonlet.ops.attention import attention
 
@@ -49,6 +50,7 @@ class MLA(nn.Module):
         self.kv_b_proj = Linear(self.R, H * (self.K + self.V))
         self.o_proj = Linear(H * self.V, D)
         self.query_is_low_rank = config.q_lora_rank is not None
+        self.peaks: LogitPeaks | None = None  # set while logits are tracked; training only, never with a cache
 
     def forward(
         self,
@@ -79,7 +81,8 @@ class MLA(nn.Module):
         latent = self.kv_a_layernorm(latent)  # (B, T, R)
         k_rope = rotate(k_rope.unsqueeze(2), rotation).squeeze(2)  # (B, T, P)
         if cache is None:
-            out = self.expanded(q_nope, q_rope, latent, k_rope, start, documents)
+            peaks = self.peaks if self.training else None
+            out = self.expanded(q_nope, q_rope, latent, k_rope, start, documents, peaks)
         else:
             entries = cache.append(torch.cat((latent, k_rope), -1), start)  # (B, S, R+P)
             if T <= ABSORB_UP_TO:
@@ -98,12 +101,15 @@ class MLA(nn.Module):
         k_rope: Tensor,
         start: int | Tensor,
         documents: Tensor | None = None,
+        peaks: LogitPeaks | None = None,
     ) -> Tensor:
-        """Attend to keys and values formed from the latents. -> [B, T, H, V]"""
+        """Attend to keys and values formed from the latents, and show `peaks` the queries and keys. -> [B, T, H, V]"""
         B, S, _ = latent.shape
         k_nope, v = self.kv_b_proj(latent).view(B, S, self.heads, -1).split((self.K, self.V), -1)
         q = torch.cat((q_nope, q_rope), -1).transpose(1, 2)  # (B, H, T, K+P)
         k = torch.cat((k_nope, k_rope.unsqueeze(2).expand(-1, -1, self.heads, -1)), -1).transpose(1, 2)
+        if peaks is not None:
+            peaks.see(q, k, self.scale, start, documents)
         out = attention(q, k, v.transpose(1, 2), scale=self.scale, start=start, documents=documents)
         return out.transpose(1, 2)
 
