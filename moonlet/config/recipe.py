@@ -87,7 +87,8 @@ class TrainSettings:
 class OptimSettings:
     """The optimizer and its schedule."""
 
-    kind: str = "muon"  # "muon": matrices by Muon, the rest by AdamW; "adamw"
+    kind: str = "muonclip"  # "muon": matrices by Muon, the rest by AdamW; "muonclip": so, with QK-Clip; "adamw"
+    qk_clip_tau: float | None = None  # no attention logit stays above it; null: 100 with "muonclip", else no clip
     lr: float = 2e-3  # peak
     min_lr: float = 0.0  # at the end, as a fraction of the peak
     warmup_steps: int = 20  # where a recipe file gives none: 20, or a fifth of a shorter run
@@ -101,6 +102,12 @@ class OptimSettings:
     bias_update_speed: float = 1e-3  # its size
     bias_freeze_fraction: float = 0.0  # the last part of the run, over which the bias stays put; DeepSeek-V3: 0.034
     aux_loss_alpha: float = 0.0  # weight of the sequence-level balance loss, beside the bias; 0: off
+
+    @property
+    def clip_tau(self) -> float | None:
+        """QK-Clip's threshold in force; None: no clip."""
+        published = 100.0 if self.kind == "muonclip" else None
+        return published if self.qk_clip_tau is None else self.qk_clip_tau
 
 
 @dataclass(frozen=True)
@@ -119,6 +126,7 @@ class LogSettings:
     """Where the metrics go besides metrics.jsonl."""
 
     tensorboard: bool = False  # event files in the run folder (extra)
+    max_logits: bool = False  # each head's largest attention logit exactly at every step; else as the clip needs
     wandb: str = "off"  # Weights & Biases (extra): "offline" keeps its files in the run folder, "online" sends them
     project: str = "moonlet"  # wandb
 
@@ -343,7 +351,7 @@ def _check(recipe: Recipe) -> None:
         ("data.kind", d.kind, ("story", "tinystories", "text")),
         ("data.split_by", d.split_by, ("separator", "file")),
         ("log.wandb", recipe.log.wandb, ("off", "offline", "online")),
-        ("optim.kind", o.kind, ("adamw", "muon")),
+        ("optim.kind", o.kind, ("adamw", "muon", "muonclip")),
         ("optim.schedule", o.schedule, ("wsd", "cosine", "constant", *PUBLISHED)),
         ("optim.decay_shape", o.decay_shape, ("linear", "1-sqrt", "cosine")),
         ("optim.balance", o.balance, ("sign", "zero-mean", "off")),
@@ -368,5 +376,7 @@ def _check(recipe: Recipe) -> None:
         raise ValueError(f"data.stories is {d.stories}; it must be at least 0, and 0 means all")
     if not 0 < d.valid_fraction < 1:
         raise ValueError(f"data.valid_fraction is {d.valid_fraction}; it must lie between 0 and 1")
+    if o.qk_clip_tau is not None and not 0 < o.qk_clip_tau < float("inf"):
+        raise ValueError(f"optim.qk_clip_tau is {o.qk_clip_tau}; it must be above 0 (optim.kind=muon has no clip)")
     if t.keep_last < 1:
         raise ValueError(f"train.keep_last is {t.keep_last}; it must be at least 1")

@@ -38,4 +38,5 @@ class Optimizer(Protocol):
 
 def build_optimizer(model: nn.Module, settings: OptimSettings) -> Optimizer:
     """The optimizer that `settings.kind` names, over `model`'s trainable parameters."""
-    return Muon(model, settings) if settings.kind == "muon" else AdamW(model, settings)
+    # What "muonclip" adds, QK-Clip, comes after the optimizer and after any: see qk_clip.py.
+    return AdamW(model, settings) if settings.kind == "adamw" else Muon(model, settings)

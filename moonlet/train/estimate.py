@@ -126,8 +126,8 @@ def plan_run(recipe: Recipe, out: Path) -> Plan:
 
     def memory(batch: int) -> Memory:
         return training_memory(
-            config, tensors, optimizer=recipe.optim.kind, batch=batch, seq_len=t.seq_len, dtype=dtype, device=device,
-            documents=t.separate_documents,
+            config, tensors, optimizer=recipe.optim.kind.removesuffix("clip"), batch=batch, seq_len=t.seq_len,
+            dtype=dtype, device=device, documents=t.separate_documents,
         )  # fmt: skip
 
     available = _available(device)
@@ -180,7 +180,7 @@ def step_speed(
     rate = rates.bf16 if dtype == torch.bfloat16 and rates.bf16 else rates.fp32
     work = flops.training * t.batch_size * t.seq_len
     assumed = rate * USUAL_UTILISATION["cuda" if device.type == "cuda" else "cpu"]
-    orthogonal = muon_flops(tensors) if recipe.optim.kind == "muon" else 0
+    orthogonal = muon_flops(tensors) if recipe.optim.kind != "adamw" else 0
     micro = t.micro_batch_size or t.batch_size
     for sequences in sorted({batch or 0, 1 if batch else 0}, reverse=True):
         # Four runs of one to two micro-batches each, and four of the optimizer.
@@ -212,6 +212,7 @@ def time_step(recipe: Recipe, device: torch.device, dtype: torch.dtype, sequence
             model, optimizer, [batch] * micro_batches, count=micro_batches, lr=1e-4, grad_clip=t.grad_clip,
             bias_update_speed=recipe.optim.bias_update_speed, aux_loss_alpha=recipe.optim.aux_loss_alpha,
             bos_id=0 if t.separate_documents else None,
+            qk_clip_tau=recipe.optim.clip_tau,
         )  # fmt: skip
         synchronise(device)
         return time.perf_counter() - begin

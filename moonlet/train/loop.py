@@ -22,6 +22,7 @@ from moonlet.model.model import CausalLM
 from moonlet.model.observe import router_entropy
 from moonlet.optim.balance import bias_speed, describe_loads
 from moonlet.optim.optimizer import Optimizer
+from moonlet.optim.qk_clip import describe_logits, summarise_logits
 from moonlet.optim.schedule import decay_start, learning_rate, warmup_steps
 from moonlet.text.tokenizer import Tokenizer
 from moonlet.train.alarm import collapses
@@ -33,7 +34,8 @@ from moonlet.train.state import Progress, write_state
 from moonlet.train.step import StepResult, train_step
 
 MAX_SKIPPED = 3
-# Every so many lines of kind "train" comes one of kind "experts", which is as long as a layer has experts.
+# Every so many lines of kind "train" comes one of kind "experts", which is as long as a layer has experts, and one of
+# kind "attention", as long as a layer has heads.
 EXPERTS_EVERY = 10
 
 
@@ -136,6 +138,9 @@ class Trainer:
             zero_mean=o.balance == "zero-mean",
             aux_loss_alpha=o.aux_loss_alpha,
             bos_id=self.tokenizer.bos_id if t.separate_documents else None,
+            qk_clip_tau=o.clip_tau,
+            # What is written down now and then is exact for every head, for little as it is now and then.
+            every_logit=self.recipe.log.max_logits or (o.clip_tau is not None and self._is_detailed(p.step + 1)),
         )
         p.step += 1
         self._record(result, lr, time.perf_counter() - begin)
@@ -168,6 +173,7 @@ class Trainer:
             "grad_norm": result.grad_norm,
             "tokens_per_s": t.batch_size * t.seq_len / seconds,
             **{name: value for name, value in result.balance.items() if name != "loads"},
+            **summarise_logits(result.logits),
         }
         if result.aux_loss is not None:
             record["aux_loss"] = result.aux_loss
@@ -175,13 +181,20 @@ class Trainer:
             self.metrics.write("train", p.step, **record)
         self._record_experts(result.balance)
         self._watch_experts(result.balance)
+        if result.logits and self._is_detailed(p.step):
+            self.metrics.write("attention", p.step, **describe_logits(result.logits))
         self.hooks.show(p, record)
 
     def _record_experts(self, balance: Mapping[str, Any]) -> None:
         """Now and then, how the tokens of the step were spread over each layer's experts."""
-        p, t = self.progress, self.recipe.train
-        if balance and (_due(p.step, EXPERTS_EVERY * t.log_every) or _due(p.step, t.eval_every) or self._finished()):
-            self.metrics.write("experts", p.step, layers=self._moe_layers(), **describe_loads(balance["loads"]))
+        step = self.progress.step
+        if balance and self._is_detailed(step):
+            self.metrics.write("experts", step, layers=self._moe_layers(), **describe_loads(balance["loads"]))
+
+    def _is_detailed(self, step: int) -> bool:
+        """Whether a line for each expert and head is written after `step` steps."""
+        t = self.recipe.train
+        return _due(step, EXPERTS_EVERY * t.log_every) or _due(step, t.eval_every) or step == self.progress.total
 
     def _watch_experts(self, balance: Mapping[str, Any]) -> None:
         """Say it when a layer's tokens have crowded the same experts for long."""

@@ -6,7 +6,7 @@ Nothing changes unless everything is finite: the loss and the gradient norm are 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from moonlet.model.model import CausalLM
 from moonlet.optim.balance import balance_step, clear_loads, sequence_loss
 from moonlet.optim.optimizer import Optimizer
+from moonlet.optim.qk_clip import clear_peaks, qk_clip, track_logits
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class StepResult:
     balance: dict[str, Any]
     problem: str | None = None
     aux_loss: float | None = None
+    logits: dict[str, Any] = field(default_factory=dict)  # what `qk_clip` returned
 
 
 def train_step(
@@ -43,6 +45,8 @@ def train_step(
     zero_mean: bool = False,
     aux_loss_alpha: float = 0.0,
     bos_id: int | None = None,
+    qk_clip_tau: float | None = None,
+    every_logit: bool = False,
 ) -> StepResult:
     """Take one optimizer step.
 
@@ -53,8 +57,11 @@ def train_step(
         bias_update_speed, zero_mean: of the expert balance, see `balance_step`.
         aux_loss_alpha: weight of the sequence-level auxiliary loss, whose sequences are the rows; 0: off.
         bos_id: the token that begins a document; packed documents then do not see each other. None: they do.
+        qk_clip_tau: heads whose attention logits exceed it are rescaled after the step; None: no clip.
+        every_logit: report the exact largest logit of every head, with or without the clip.
     """
     model.train()
+    track_logits(model, qk_clip_tau, every_logit)
     total = torch.zeros((), device=model.device)
     aux_total: Tensor | None = None
     with sequence_loss(model, aux_loss_alpha) as take_aux:
@@ -75,13 +82,17 @@ def train_step(
         problem = _culprit(model, value)
         optimizer.zero_grad()
         clear_loads(model)
+        clear_peaks(model)
         return StepResult(value, size, {}, problem)
     if grad_clip and size > grad_clip:
         torch._foreach_mul_(gradients, grad_clip / size)
     optimizer.step(lr)
     optimizer.zero_grad()
+    logits = qk_clip(model, qk_clip_tau)
     balance = balance_step(model, bias_update_speed, zero_mean)
-    return StepResult(value, size, balance, aux_loss=None if aux_total is None else aux_total.item())
+    return StepResult(
+        value, size, balance, aux_loss=None if aux_total is None else aux_total.item(), logits=logits
+    )
 
 
 def _culprit(model: nn.Module, loss: float) -> str:
