@@ -90,9 +90,7 @@ def train_step(
     optimizer.zero_grad()
     logits = qk_clip(model, qk_clip_tau)
     balance = balance_step(model, bias_update_speed, zero_mean)
-    return StepResult(
-        value, size, balance, aux_loss=None if aux_total is None else aux_total.item(), logits=logits
-    )
+    return StepResult(value, size, balance, aux_loss=None if aux_total is None else aux_total.item(), logits=logits)
 
 
 def _culprit(model: nn.Module, loss: float) -> str:
