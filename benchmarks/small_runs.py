@@ -1,19 +1,20 @@
 """Small training runs on the story world, each kept as one line of a file: what the benchmarks that compare runs share.
 
-A run is a recipe of `moonlet.pretrain`, and its line holds the recipe and what it measured. A benchmark that is started
-again finds the lines there and takes only the runs that are missing, so an interruption costs one run at most. Another
-folder, or deleting the file, begins anew; so it must after the package's mathematics changed.
+A run is a recipe, trained as `moonlet train` trains it, and its line holds what the recipe changes and what was
+measured. A benchmark that is started again finds the lines and takes only the runs that are missing, so an interruption
+costs one run at most. Another folder, or deleting the file, begins anew; do so after the mathematics changed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
@@ -24,17 +25,26 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-import moonlet  # noqa: E402
 from moonlet import text  # noqa: E402
 from moonlet.config import Recipe, recipe_from_dict  # noqa: E402
 from moonlet.data.dataset import Dataset, open_dataset  # noqa: E402
+from moonlet.data.loader import Loader  # noqa: E402
 from moonlet.data.open import open_corpus  # noqa: E402
 from moonlet.data.prepare import folder_name, prepare  # noqa: E402
+from moonlet.eval.bits import measure  # noqa: E402
+from moonlet.model.init import build  # noqa: E402
+from moonlet.model.model import CausalLM  # noqa: E402
 from moonlet.ops.allocator import keep_freed_memory  # noqa: E402
+from moonlet.optim.optimizer import build_optimizer  # noqa: E402
 from moonlet.text.tokenizer import Tokenizer  # noqa: E402
+from moonlet.train.loop import Hooks, Trainer, TrainingStopped  # noqa: E402
 from moonlet.train.metrics import read_metrics  # noqa: E402
+from moonlet.train.run import Run  # noqa: E402
+from moonlet.train.state import Progress  # noqa: E402
 
 Changes = Mapping[str, Mapping[str, Any]]
+Watch = Callable[[CausalLM], AbstractContextManager[Callable[[], dict[str, Any]]]]
+"""Looks into a model while it trains: yields what is called after each step; its result is kept with the metrics."""
 _TOKENIZER_BYTES = 1_000_000
 
 # A k2-nano of half the width and three layers, the first of them dense: about a tenth of a second a step on one core.
@@ -53,8 +63,8 @@ RECIPE: dict[str, dict[str, Any]] = {
     "model": MODEL,
     "tokenizer": {"kind": "bpe", "vocab_size": 1024},
     "data": {"kind": "story", "megabytes": 4.0, "valid_stories": 120},
-    # bf16 by name: "auto" probes, and two runs of one comparison must not differ by a probe's outcome.
-    "train": {"seq_len": 128, "batch_size": 16, "dtype": "bfloat16", "eval_bytes": 0, "sample_every": 0},
+    # In bf16, by name: "auto" probes, and two runs of one comparison must not differ by a probe's outcome.
+    "train": {"seq_len": 128, "batch_size": 16, "dtype": "bfloat16", "save_every": 0},
 }
 # What --quick makes of it: the same code in seconds, and numbers that mean nothing.
 QUICK: dict[str, dict[str, Any]] = {
@@ -107,6 +117,11 @@ class Taken:
         return [line["step"] for line in evals], [line["bits_per_byte"] for line in evals]
 
 
+@contextmanager
+def _unwatched(model: CausalLM) -> Iterator[Callable[[], dict[str, Any]]]:
+    yield dict
+
+
 class Laboratory:
     """A folder with the data, prepared once, and the file of finished runs.
 
@@ -124,27 +139,53 @@ class Laboratory:
 
     def recipe(self, changes: Changes) -> Recipe:
         """The whole recipe of a run that differs from the others by `changes`."""
-        paths = {"tokenizer": {"path": str(self._tokenizer_folder)}, "data": {"cache": str(self.folder / "data")}}
-        return recipe_from_dict({"prompts": [], **merged(self.base, changes, paths)})
+        recipe = recipe_from_dict({"prompts": [], **merged(self.base, changes)})
+        ids = {f"{name}_token_id": getattr(self.tokenizer, f"{name}_id") for name in ("bos", "eos", "pad")}
+        return replace(recipe, model=recipe.model.replace(vocab_size=self.tokenizer.vocab_size, **ids))
 
-    def run(self, changes: Changes, label: str) -> Taken:
-        """Train, or find it done."""
+    def run(self, changes: Changes, label: str, watch: Watch = _unwatched) -> Taken:
+        """Train, or find it done. A section "benchmark" of `changes` is no recipe's; it tells runs apart."""
         whole = merged(self.base, changes)
         for taken in self.runs():
             if taken.changes == whole:
                 return taken
+        changes = {section: values for section, values in changes.items() if section != "benchmark"}
+        recipe = self.recipe(changes)
         begin = time.perf_counter()
-        work = self.folder / "work"
-        shutil.rmtree(work, ignore_errors=True)
-        self.dataset  # noqa: B018  (prepared before the clock of the first run matters)
-        try:
-            moonlet.pretrain(self.recipe(changes), work)
-        except RuntimeError as error:  # three steps in a row were not finite: a result too, at a high learning rate
-            print(f"{label}: {error}", file=sys.stderr)
-        kinds = ("train", "eval", "experts", "attention")
-        metrics = [line for line in read_metrics(work / "metrics.jsonl") if line["kind"] in kinds]
-        shutil.rmtree(work)
+        with tempfile.TemporaryDirectory(dir=self.folder) as work:
+            metrics = self._train(recipe, Path(work) / "run", watch)
         return self.keep(whole, metrics, time.perf_counter() - begin, label)
+
+    def _train(self, recipe: Recipe, folder: Path, watch: Watch) -> list[dict[str, Any]]:
+        """One run from its first weights to its end, and what it noted."""
+        t, lines = recipe.train, []
+        run = Run.create(folder, recipe)
+        model = build(recipe.model, seed=t.seed)
+        model.compute_dtype = getattr(torch, t.dtype)
+        stream = self.dataset.tokens("train")
+        loader = Loader(stream, seq_len=t.seq_len, batch_size=t.batch_size, seed=t.seed, align=t.separate_documents)
+        trainer = Trainer(recipe, run, model, build_optimizer(model, recipe.optim), loader, self.tokenizer)
+        with watch(model) as after_step:
+
+            def show(progress: Progress, record: Mapping[str, Any]) -> None:
+                if line := after_step():
+                    lines.append({"kind": "watched", "step": progress.step, **line})
+
+            trainer.hooks = Hooks(evaluate=self._evaluate, show=show)
+            try:
+                trainer.train()
+                trainer.record_evaluation(self._evaluate(model))
+            except TrainingStopped as stopped:  # a result too, at a high learning rate
+                print(stopped, file=sys.stderr)
+        kinds = ("train", "eval", "experts", "attention")
+        return [line for line in read_metrics(run.metrics_file) if line["kind"] in kinds] + lines
+
+    def _evaluate(self, model: CausalLM) -> dict[str, float]:
+        """All of the validation text, each story from its beginning."""
+        stream = self.dataset.tokens("valid")
+        stories = ((stream.document(i).tolist(), stream.document_bytes(i)) for i in range(stream.n_documents))
+        bits = measure(model, stories, self.base["train"]["seq_len"])
+        return {"loss": bits.loss, "bits_per_byte": bits.bits_per_byte}
 
     def runs(self) -> list[Taken]:
         """All finished ones of the file; a line torn by a kill is passed over."""
