@@ -42,6 +42,8 @@ from moonlet.plot.canvas import FLOOR, INK, MUTED, TRAIN, VALID, label, legend, 
 CLAIM = 0.52
 NAMES = {"adamw": "AdamW", "muon": "Muon"}
 COLOURS = {"adamw": VALID, "muon": TRAIN}
+# Behind text that a line would run through.
+PAPER = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1}
 # A grid is prolonged by at most so many values.
 _PROLONG = 3
 # Shorter and longer runs than asked for are taken until AdamW's loss lies between two of them, within these.
@@ -269,8 +271,8 @@ def _draw_lengths(axes: Any, found: Found, floor: float | None) -> None:
         arrow = {"arrowstyle": "->", "color": INK, "lw": 1.4}
         axes.annotate("", (needed, target), (found.tokens / unit, target), arrowprops=arrow)
         axes.annotate(
-            "AdamW's end, reached sooner", ((needed + found.tokens / unit) / 2, target), textcoords="offset points",
-            xytext=(0, 6), ha="center", fontsize=8, color=INK,
+            f"AdamW's loss with {needed * unit / found.tokens:.2f} of its tokens", (needed, target),
+            textcoords="offset points", xytext=(8, -7), va="top", fontsize=8, color=INK, bbox=PAPER,
         )  # fmt: skip
     low, high = min(*shown, *means), max(shown)
     if floor is not None and floor > low - 0.6 * (high - low):
@@ -284,7 +286,7 @@ def _draw_lengths(axes: Any, found: Found, floor: float | None) -> None:
 
 
 def _draw_ratios(axes: Any, found: Found) -> None:
-    label(axes, "what Muon needs of what AdamW needs", "ratio, a dot a seed; the bar is their mean")
+    label(axes, "Muon's needs as a part of AdamW's", "a dot a seed, the bar their mean")
     tokens = list(found.ratios.values())
     rows = {"tokens": tokens, "wall-clock": [ratio * found.step_ratio for ratio in tokens]}
     for y, values in enumerate(rows.values()):
@@ -295,7 +297,7 @@ def _draw_ratios(axes: Any, found: Found) -> None:
             axes.plot([mean, mean], [y - 0.14, y + 0.14], color=INK, linewidth=2)
             axes.annotate(
                 f"{mean:.2f}  ({min(known):.2f} to {max(known):.2f})", (mean, y - 0.14), textcoords="offset points",
-                xytext=(0, 5), ha="center", fontsize=9, color=INK,
+                xytext=(0, 7), ha="center", fontsize=9, color=INK, bbox=PAPER,
             )  # fmt: skip
     for x, name, colour in ((CLAIM, f"paper {CLAIM}", MUTED), (1.0, "AdamW", VALID)):
         axes.axvline(x, color=colour, linewidth=1.2, linestyle="--")
