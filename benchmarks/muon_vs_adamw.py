@@ -146,7 +146,7 @@ def time_steps(lab: Laboratory, lrs: dict[str, float], rounds: int) -> tuple[dic
     """Median milliseconds of a step of each, and the median over rounds of Muon's time to AdamW's, taken in turn."""
     models: dict[str, tuple[CausalLM, Any]] = {}
     for kind, lr in lrs.items():
-        recipe = lab.recipe({"train": {"steps": 1}, "optim": {"kind": kind, "lr": lr}})
+        recipe = lab.recipe({"train": {"steps": 1000}, "optim": {"kind": kind, "lr": lr}})
         model = build(recipe.model).train()
         model.compute_dtype = getattr(torch, recipe.train.dtype)
         models[kind] = model, build_optimizer(model, recipe.optim)

@@ -30,7 +30,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from small_runs import Laboratory, Taken, add_options, common, merged, table
 
-from moonlet.model.mla import MLA
 from moonlet.model.model import CausalLM
 from moonlet.ops.attention import attention, causal_mask
 from moonlet.ops.dispatch import force, register
@@ -41,28 +40,6 @@ from moonlet.plot.loss import smooth
 _SETTLED, _WITHIN, _EXPLODED = 20, 1.2, 10
 WITHOUT, WITH = "without", "with"
 COLOURS = {WITHOUT: VALID, WITH: TRAIN}
-
-
-@torch.no_grad()
-def apply_clip(model: CausalLM, maxima: Tensor, tau: float) -> None:
-    """Scale the queries and keys of each head whose largest logit exceeded `tau`, so that it would have been `tau`.
-
-    MLA's logit is the sum of a product of q_nope and k_nope and one of q_rope and the key that all heads share: the
-    first two take the root of the factor each, q_rope all of it, and the shared key is left alone.
-
-    Args:
-        maxima: fp32 [L, H], of the step just taken.
-    """
-    for layer, largest in zip(model.model.layers, maxima, strict=True):
-        mla = layer.self_attn
-        assert isinstance(mla, MLA), "this benchmark's model has latent attention"
-        factor = (tau / largest.clamp(min=tau)).to(model.device)  # (H,), 1 where nothing is to be done
-        root = factor.sqrt()[:, None, None]
-        q = (mla.q_b_proj if mla.query_is_low_rank else mla.q_proj).weight.unflatten(0, (mla.heads, -1))  # (H, K+P, .)
-        q[:, : mla.K] *= root
-        q[:, mla.K :] *= factor[:, None, None]
-        kv = mla.kv_b_proj.weight.unflatten(0, (mla.heads, -1))  # (H, K+V, R)
-        kv[:, : mla.K] *= root
 
 
 @contextmanager
@@ -104,14 +81,12 @@ def logits_of(model: CausalLM) -> Iterator[Tensor]:
 
 
 @contextmanager
-def clipping(tau: float | None, model: CausalLM) -> Iterator[Callable[[], dict[str, Any]]]:
-    """Note each step's largest logits, and clip after it where `tau` is given."""
+def noting(model: CausalLM) -> Iterator[Callable[[], dict[str, Any]]]:
+    """Note each step's largest logits."""
     with logits_of(model) as maxima:
 
         def after_step() -> dict[str, Any]:
             seen = [[round(value, 3) for value in row] for row in maxima.tolist()]
-            if tau is not None:
-                apply_clip(model, maxima, tau)
             maxima.fill_(-torch.inf)
             return {"max_logit": seen}
 
@@ -120,13 +95,11 @@ def clipping(tau: float | None, model: CausalLM) -> Iterator[Callable[[], dict[s
 
 def measure(lab: Laboratory, given: argparse.Namespace) -> dict[str, Taken]:
     """Both runs."""
-    train = {"steps": given.steps, "eval_every": max(1, given.steps // 10)}
-    changes = {"train": train, "optim": {"kind": "muon", "lr": given.lr}}
-    out = {}
-    for name, tau in ((WITHOUT, None), (WITH, given.tau)):
-        clip = {"benchmark": {"qk_clip": tau or 0.0}}
-        out[name] = lab.run(merged(changes, clip), f"{name} QK-Clip", partial(clipping, tau))
-    return out
+    changes = {"train": {"steps": given.steps, "eval_every": max(1, given.steps // 10)}, "optim": {"lr": given.lr}}
+    kinds = {WITHOUT: {"kind": "muon"}, WITH: {"kind": "muonclip", "qk_clip_tau": given.tau}}
+    return {
+        name: lab.run(merged(changes, {"optim": optim}), f"{name} QK-Clip", noting) for name, optim in kinds.items()
+    }
 
 
 def logits(run: Taken) -> tuple[list[int], list[list[float]]]:

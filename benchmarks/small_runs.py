@@ -27,6 +27,8 @@ import torch  # noqa: E402
 
 from moonlet import text  # noqa: E402
 from moonlet.config import Recipe, recipe_from_dict  # noqa: E402
+from moonlet.config.recipe import DataSettings  # noqa: E402
+from moonlet.data.corpus import Corpus  # noqa: E402
 from moonlet.data.dataset import Dataset, open_dataset  # noqa: E402
 from moonlet.data.loader import Loader  # noqa: E402
 from moonlet.data.open import open_corpus  # noqa: E402
@@ -220,10 +222,14 @@ class Laboratory:
     @cached_property
     def dataset(self) -> Dataset:
         """The token shards of all runs."""
-        corpus = open_corpus(self.recipe({"train": {"steps": 1}}).data)
+        corpus = self._corpus
         folder = self.folder / "data" / folder_name(corpus, self.tokenizer)
         prepare(corpus, self.tokenizer, folder, workers=1)
         return open_dataset(folder)
+
+    @cached_property
+    def _corpus(self) -> Corpus:
+        return open_corpus(DataSettings(**self.base["data"]))
 
     @cached_property
     def _tokenizer_folder(self) -> Path:
@@ -231,7 +237,6 @@ class Laboratory:
         folder = self.folder / f"tokenizer-{settings['vocab_size']}-{data['megabytes']:g}"
         # Written last of a tokenizer's files.
         if not (folder / "tokenizer_config.json").is_file():
-            plain = recipe_from_dict({"data": data, "train": {"steps": 1}})
             left = _TOKENIZER_BYTES
 
             def within(story: str) -> bool:
@@ -239,7 +244,7 @@ class Laboratory:
                 left -= len(story)
                 return left > 0
 
-            stories = list(takewhile(within, open_corpus(plain.data).documents("train")))
+            stories = list(takewhile(within, self._corpus.documents("train")))
             text.train_bpe(stories, settings["vocab_size"]).save(folder)
         return folder
 
