@@ -176,7 +176,9 @@ def test_muonclip_clips_at_the_published_threshold_and_others_where_asked(
 
 def test_without_a_clip_logits_are_recorded_only_when_asked_for(tmp_path: Path) -> None:
     for more, wanted in (("log.max_logits=false", 0), ("log.max_logits=true", 2)):
-        recipe = tiny.recipe(tmp_path, "optim.kind=muon", "train.steps=2", "train.eval_every=1", more)
+        recipe = tiny.recipe(
+            tmp_path, "optim.kind=muon", "train.steps=2", "optim.warmup_steps=1", "train.eval_every=1", more
+        )
         file = job.start(recipe, tmp_path / str(wanted), tiny.quiet()).run.metrics_file
         lines = list(read_metrics(file, "train"))
         assert sum("max_logit" in r for r in lines) == wanted
