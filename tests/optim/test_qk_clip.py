@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from moonlet.config import RopeScaling
+from moonlet.model import peaks
 from moonlet.model.gqa import GQA
 from moonlet.model.init import build
 from moonlet.model.mla import MLA
@@ -19,6 +20,7 @@ from moonlet.model.rope import Rope
 from moonlet.ops import attention as attention_op
 from moonlet.ops.attention import causal_mask
 from moonlet.ops.dispatch import _implementations, force, register
+from moonlet.ops.max_logit import max_logit
 from moonlet.optim.qk_clip import (
     attentions_of,
     clear_peaks,
@@ -304,15 +306,26 @@ def test_a_clipped_model_decodes_in_absorbed_form_as_it_reads(model: CausalLM) -
     torch.testing.assert_close(model(tokens()[:, -1:], cache)[:, 0], model(tokens())[:, -1], rtol=1e-3, atol=1e-4)
 
 
-def test_gamma_does_not_depend_on_whether_all_heads_are_logged(model: CausalLM) -> None:
-    gammas = []
+def test_heads_beyond_tau_are_looked_at_by_themselves_also_where_all_are_logged(
+    model: CausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Together with others they might be rounded otherwise, and a log would change a run."""
+    asked: list[list[int]] = []
+
+    def noted(*inputs: Any, heads: Tensor, **settings: Any) -> Tensor:
+        asked.append(heads.tolist())
+        return max_logit(*inputs, heads=heads, **settings)
+
+    track_logits(model, 1e9)
+    attend(model, 1, layer_input())
+    tau = tau_between(torch.tensor(qk_clip(model, None)["logit_bound"][1]))
+    monkeypatch.setattr(peaks, "max_logit", noted)
     for exact in (False, True):
-        track_logits(model, 0.7, exact)
-        model(tokens())
-        model(tokens(1))
-        gammas.append([[0.7 / s if s > 0.7 else 1.0 for s in row] for row in qk_clip(model, None)["max_logits"]])
-    assert gammas[0] == gammas[1]
-    assert min(map(min, gammas[0])) < 1
+        track_logits(model, tau, exact)
+        attend(model, 1, layer_input())
+    assert [len(heads) for heads in asked] == [2, 2, 2]
+    assert asked[0] == asked[1]
+    assert sorted(asked[1] + asked[2]) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("tau", [0.0, -1.0, math.nan, math.inf])
