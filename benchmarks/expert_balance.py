@@ -5,10 +5,13 @@
 
 16 experts, two a token, in runs that differ in nothing else:
 
-    none        the bias that chooses experts stays zero
-    sign        after each step it moves by 0.001 towards the experts with too few tokens (DeepSeek-V3)
-    zero-mean   the same, the mean of the movement taken off (Moonlight)
-    aux loss    no bias; the sequence-level auxiliary loss at the weight of K2's configuration
+    none               the bias that chooses experts stays zero
+    sign               after each step it moves by u towards the experts with too few tokens (DeepSeek-V3)
+    zero-mean          the same, the mean of the movement taken off (Moonlight)
+    aux loss           no bias; the sequence-level auxiliary loss at the weight of K2's configuration
+
+u is 0.001 as published, for runs of many thousand steps: in 300 steps a bias cannot move further than 0.3, while
+scores span 0 to 1. So the steps are also taken at 0.003.
 
 A load is the number of tokens a step sends to an expert, over the layer's mean: 1 is even, 8 (experts over experts a
 token) the most there can be, and an expert without a token in a step counts as dead in it. What is shown to hold:
@@ -33,24 +36,39 @@ from small_runs import Laboratory, Taken, add_options, common, merged, table
 from moonlet.config.recipe import OptimSettings
 from moonlet.model.model import CausalLM
 from moonlet.optim.balance import routers_of
-from moonlet.plot.canvas import FLOOR, INK, PALETTE, balance_shades, label, legend, margins, new_figure, save
+from moonlet.plot.canvas import (
+    FLOOR,
+    INK,
+    MUTED,
+    TRAIN,
+    VALID,
+    balance_shades,
+    label,
+    legend,
+    margins,
+    new_figure,
+    save,
+)
 from moonlet.plot.loss import smooth
 
 EXPERTS, ACTIVE = 16, 2
-BALANCED = ("sign", "zero-mean")
+SPEED = 3e-3
+NONE, AUX = "none", "aux loss"
 VARIANTS: dict[str, dict[str, Any]] = {
-    "none": {"bias_update_speed": 0.0},
-    "sign": {"bias_update_speed": 1e-3},
-    "zero-mean": {"bias_update_speed": 1e-3, "balance": "zero-mean"},
-    "aux loss": {"bias_update_speed": 0.0, "aux_loss_alpha": 1e-3},
+    NONE: {"bias_update_speed": 0.0},
+    "sign, u 0.001": {"bias_update_speed": 1e-3},
+    f"sign, u {SPEED:g}": {"bias_update_speed": SPEED},
+    f"zero-mean, u {SPEED:g}": {"bias_update_speed": SPEED, "balance": "zero-mean"},
+    AUX: {"bias_update_speed": 0.0, "aux_loss_alpha": 1e-3},
 }
-# Distinguishable without colour vision, and by their dashes.
-STYLES: dict[str, tuple[str, Any]] = {
-    "none": (PALETTE[1], "-"),
-    "sign": (PALETTE[0], "-"),
-    "zero-mean": ("#56b4e9", (0, (4, 2))),
-    "aux loss": (PALETTE[7], (0, (1, 1))),
-}
+# Told apart without colour too: by lightness and by their dashes.
+STYLES: dict[str, tuple[str, Any]] = dict(
+    zip(
+        VARIANTS,
+        ((VALID, "-"), ("#56b4e9", "-"), (TRAIN, "-"), ("#152a5c", (0, (4, 2))), (MUTED, (0, (1, 1)))),
+        strict=True,
+    )
+)
 _FROM, _AT_MOST = 300, 2.0
 
 
@@ -101,13 +119,10 @@ def report(runs: dict[str, Taken]) -> str:
                      f"{max(bias['bias_spread']):.3f}", f"{max(bias['bias_mean'], key=abs):+.4f}",
                      f"{run.bits:.4f}"])  # fmt: skip
     verdicts = []
-    for name in BALANCED:
-        if name in runs:
-            good = max(late(runs[name], "load_max", _FROM)) <= _AT_MOST and not max(
-                late(runs[name], "load_dead", _FROM)
-            )
-            what = f"with the {name} step no load exceeds {_AT_MOST:g} after step {_FROM} and no expert is dead"
-            verdicts.append(f"- {what}: {'yes' if good else 'NO'}")
+    for name in [name for name in runs if name not in (NONE, AUX)]:
+        good = max(late(runs[name], "load_max", _FROM)) <= _AT_MOST and not max(late(runs[name], "load_dead", _FROM))
+        what = f"{name}: no load exceeds {_AT_MOST:g} after step {_FROM} and no expert is dead"
+        verdicts.append(f"- {what}: {'yes' if good else 'NO'}")
     return f"Of all layers the worst.\n\n{table(rows)}\n\n" + "\n".join(verdicts)
 
 
@@ -115,8 +130,9 @@ def draw(runs: dict[str, Taken], picture: Path) -> None:
     """Heat maps, a row a layer and a column a way of balancing; beneath, the busiest and the dead over time."""
     layers = next(iter(runs.values())).of("experts")[0]["layers"]
     height = 1.0 + 1.45 * len(layers) + 3.1
-    figure = new_figure(12, height, f"Load of {EXPERTS} experts, {ACTIVE} a token, by how they are balanced")
-    outer = figure.add_gridspec(2, 1, height_ratios=(1.45 * len(layers), 2.5), hspace=0.3)
+    width = 4 + 2.2 * len(runs)
+    figure = new_figure(width, height, f"Load of {EXPERTS} experts, {ACTIVE} a token, by how they are balanced")
+    outer = figure.add_gridspec(2, 1, height_ratios=(1.45 * len(layers), 2.5), hspace=0.36)
     margins(figure, left=0.62, right=0.95, top=0.72)
     maps = outer[0].subgridspec(len(layers), len(runs), hspace=0.28, wspace=0.1)
     image: Any = None
@@ -129,9 +145,8 @@ def draw(runs: dict[str, Taken], picture: Path) -> None:
             axes.tick_params(labelbottom=row == len(layers) - 1, labelleft=column == 0)
             if column == 0:
                 axes.set_ylabel("expert", fontsize=8)
-    top, bottom = axes.get_position().y1, axes.get_position().y0
-    top = max(a.get_position().y1 for a in figure.axes)
-    bar = figure.colorbar(image, cax=figure.add_axes((1 - 0.75 / 12, bottom, 0.012, top - bottom)))
+    bottom, top = axes.get_position().y0, max(each.get_position().y1 for each in figure.axes)
+    bar = figure.colorbar(image, cax=figure.add_axes((1 - 0.75 / width, bottom, 0.012, top - bottom)))
     bar.set_ticks([0, 0.5, 1, 1.5, 2], labels=["0", "½", "1 even", "1½", "≥ 2"])
     bar.ax.tick_params(labelsize=7, colors=INK)
     bar.outline.set_visible(False)
@@ -151,6 +166,7 @@ def _draw_loads(axes: Any, run: Taken, place: int) -> Any:
     image = axes.pcolormesh(
         edges, np.arange(len(ratios) + 1), ratios, cmap=balance_shades(), norm=TwoSlopeNorm(1.0, 0.0, 2.0)
     )
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.invert_yaxis()  # expert 0 above, as in a table
     axes.set_yticks([0.5, len(ratios) - 0.5], ["0", str(len(ratios) - 1)])
     return image
@@ -169,6 +185,7 @@ def _draw_line(axes: Any, runs: dict[str, Taken], column: str, what: str) -> Non
                       xytext=(3, 0), va="center", fontsize=8, color=FLOOR)  # fmt: skip
         axes.set_ylim(bottom=1)
         legend(axes)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlim(0, train[-1]["step"])
 
 

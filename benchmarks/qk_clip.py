@@ -146,7 +146,7 @@ def draw(runs: dict[str, Taken], tau: float, picture: Path) -> None:
         else:
             axes.tick_params(labelleft=False)
     below = figure.add_subplot(grid[1, :])
-    label(below, "loss: training (thin, nats a token, smoothed) and validation (dots, nats a token)", "step")
+    label(below, "loss in nats a token: training (lines, smoothed) and validation (marks)", "step")
     for name, run in runs.items():
         train, evals = run.of("train"), run.of("eval")
         below.plot(
@@ -157,7 +157,7 @@ def draw(runs: dict[str, Taken], tau: float, picture: Path) -> None:
             [line["step"] for line in evals], [line["loss"] for line in evals], "os"[name == WITHOUT],
             color=COLOURS[name], markersize=5, label=f"{name} QK-Clip: {run.bits:.3f} bits per byte",
         )  # fmt: skip
-    below.set_xlim(0, None)
+    below.set_xlim(0, train[-1]["step"] * 1.01)
     legend(below)
     save(figure, picture)
 
