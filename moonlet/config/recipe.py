@@ -97,7 +97,11 @@ class OptimSettings:
     decay_shape: str = "linear"  # wsd: "linear", "1-sqrt" or "cosine"
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
+    momentum: float = 0.95  # muon
+    ns_steps: int = 5  # muon: Newton-Schulz iterations
+    muon_per_head: bool = False  # muon: each head's rows of the query, key and value projections by themselves
     weight_decay: float = 0.1
+    decay_norms: bool = False  # weight decay on norm gains too, as Moonlight has it
     balance: str = "sign"  # step of e_score_correction_bias: "sign"; "zero-mean", Moonlight's; "off"
     bias_update_speed: float = 1e-3  # its size
     bias_freeze_fraction: float = 0.0  # the last part of the run, over which the bias stays put; DeepSeek-V3: 0.034
@@ -380,3 +384,18 @@ def _check(recipe: Recipe) -> None:
         raise ValueError(f"optim.qk_clip_tau is {o.qk_clip_tau}; it must be above 0 (optim.kind=muon has no clip)")
     if t.keep_last < 1:
         raise ValueError(f"train.keep_last is {t.keep_last}; it must be at least 1")
+    _check_optimizer(o)
+
+
+def _check_optimizer(o: OptimSettings) -> None:
+    ranges = (
+        ("lr", o.lr, 0 < o.lr < float("inf"), "be above 0 and finite"),
+        ("weight_decay", o.weight_decay, 0 <= o.weight_decay < float("inf"), "be at least 0 and finite"),
+        ("momentum", o.momentum, 0 <= o.momentum < 1, "lie in 0..1, 1 excluded"),
+        ("ns_steps", o.ns_steps, o.ns_steps >= 1, "be at least 1"),
+        ("betas", list(o.betas), all(0 <= beta < 1 for beta in o.betas), "lie in 0..1, 1 excluded"),
+        ("eps", o.eps, o.eps > 0, "be above 0"),
+    )
+    for name, value, good, rule in ranges:
+        if not good:
+            raise ValueError(f"optim.{name} is {value}; it must {rule}")

@@ -2,8 +2,8 @@
 
     X = N / |N|_F;   five times:  A = X X^T,  X = a X + (b A + c A^2) X,   (a, b, c) = (3.4445, -4.7750, 2.0315)
 
-It drives every singular value of X into about [0.68, 1.14] without a decomposition: the coefficients trade exactness
-for steepness at zero, so small singular values rise quickly.
+It drives every singular value of X that exceeds about 0.02 into [0.68, 1.14] without a decomposition: the coefficients
+trade exactness for steepness at zero, so small singular values rise quickly, by a^5 = 485 at most.
 """
 
 from __future__ import annotations
@@ -15,47 +15,85 @@ from moonlet.ops.dispatch import implementation, register
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 STEPS = 5
+# Added to the norm, as published: zero stays zero.
+_EPS = 1e-7
+
+# Elements worked on at once. On a CPU iterate and Gram matrices then stay in its caches: 6% quicker than 140 matrices of
+# 256 x 256 at once. A GPU wants large products; what they need beside them stays below 2 GiB.
+_CPU_ELEMENTS = 2**19  # a thread
+_GPU_ELEMENTS = 2**27
 
 
-def newton_schulz(matrices: Tensor) -> Tensor:
+def newton_schulz(matrices: Tensor, steps: int = STEPS, dtype: torch.dtype | None = None) -> Tensor:
     """Orthogonalise each matrix.
 
     Args:
-        matrices: [..., rows, columns], any float dtype.
+        matrices: [..., rows, columns], any float dtype and any magnitude; any leading dimensions, or none.
+        steps: iterations.
+        dtype: of the products. bf16, which Muon was designed to bear, where the machine is quicker at it; None: the
+            matrices' own.
 
     Returns:
         The same shape and dtype; zero stays zero.
     """
-    return implementation("newton_schulz", "batched")(matrices)  # type: ignore[no-any-return]
+    assert matrices.dim() >= 2, "a matrix has two dimensions"
+    return implementation("newton_schulz", "batched")(matrices, steps, dtype)  # type: ignore[no-any-return]
+
+
+def chunk(rows: int, columns: int, device: torch.device) -> int:
+    """How many matrices of one shape are best given to one call; more are worked on in turns."""
+    elements = _CPU_ELEMENTS * torch.get_num_threads() if device.type == "cpu" else _GPU_ELEMENTS
+    return max(1, elements // max(1, rows * columns))
 
 
 @register("newton_schulz", "reference")
-def reference(matrices: Tensor) -> Tensor:
-    """The law: one matrix after the other, in fp64."""
+def reference(matrices: Tensor, steps: int = STEPS, dtype: torch.dtype | None = None) -> Tensor:
+    """The law: one matrix after the other, in fp64 whatever `dtype` says."""
     a, b, c = COEFFICIENTS
-    out = []
-    for x in matrices.reshape(-1, *matrices.shape[-2:]).double():
-        x = x / (x.norm() + 1e-7)
-        for _ in range(STEPS):
+    out = torch.empty(matrices.shape, dtype=torch.float64, device=matrices.device)
+    shape = (matrices.shape[:-2].numel(), *matrices.shape[-2:])
+    for x, result in zip(matrices.double().reshape(shape), out.view(shape), strict=True):
+        x = x / (x.norm() + _EPS)
+        for _ in range(steps):
             gram = x @ x.T
             x = a * x + (b * gram + c * gram @ gram) @ x
-        out.append(x)
-    return torch.stack(out).view_as(matrices).to(matrices.dtype)
+        result.copy_(x)
+    return out.to(matrices.dtype)
 
 
 @register("newton_schulz", "batched")
-def batched(matrices: Tensor) -> Tensor:
-    """All matrices in one product, in bf16, which Muon was designed to bear; the smaller side makes the Gram matrix."""
-    a, b, c = COEFFICIENTS
+def batched(matrices: Tensor, steps: int = STEPS, dtype: torch.dtype | None = None) -> Tensor:
+    """A product a step for all matrices of a chunk; the smaller side makes the Gram matrix.
+
+    On a CPU in bf16 the products of 256 x 256 run at the peak of its matrix units (65 us each on a core of 0.5
+    TFLOP/s), so that only fewer operations could be quicker. Forming just one half of the symmetric A and A^2, in
+    blocks of 128, is not: smaller products and joining the blocks cost what is saved.
+    """
+    if matrices.numel() == 0:
+        return matrices.clone()
+    dtype = dtype or matrices.dtype
     rows, columns = matrices.shape[-2:]
-    x = matrices.reshape(-1, rows, columns).float()
-    if rows > columns:
-        x = x.transpose(1, 2)
-    norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
-    x = (x / (norm + 1e-7)).to(torch.bfloat16)
-    for _ in range(STEPS):
-        gram = torch.bmm(x, x.transpose(1, 2))
+    stack = matrices.reshape(-1, rows, columns)
+    size = chunk(rows, columns, matrices.device)
+    if len(stack) <= size:
+        return _orthogonal(stack, steps, dtype).view(matrices.shape)
+    out = torch.empty(stack.shape, dtype=stack.dtype, device=stack.device)
+    for part, result in zip(stack.split(size), out.split(size), strict=True):
+        result.copy_(_orthogonal(part, steps, dtype))
+    return out.view(matrices.shape)
+
+
+def _orthogonal(stack: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
+    """[n, rows, columns] -> the same, contiguous."""
+    a, b, c = COEFFICIENTS
+    tall = stack.shape[1] > stack.shape[2]
+    # The squares of what fp32 holds are sums that fp64 holds. Apple's GPUs have no fp64.
+    wide = torch.float32 if stack.device.type == "mps" else torch.float64
+    norm = torch.linalg.vector_norm(stack, dim=(1, 2), keepdim=True, dtype=wide) + _EPS
+    x = stack / norm.to(torch.promote_types(stack.dtype, torch.float32))
+    x = (x.mT if tall else x).to(dtype, memory_format=torch.contiguous_format)  # (n, small, large)
+    for _ in range(steps):
+        gram = torch.bmm(x, x.mT)  # (n, small, small)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    if rows > columns:
-        x = x.transpose(1, 2)
-    return x.reshape(matrices.shape).to(matrices.dtype)
+    result: Tensor = x.mT if tall else x
+    return result.to(stack.dtype, memory_format=torch.contiguous_format)

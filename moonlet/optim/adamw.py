@@ -19,7 +19,7 @@ class AdamW:
     def __init__(self, model: nn.Module, settings: OptimSettings, skip: frozenset[str] = frozenset()) -> None:
         self._names: dict[Tensor, str] = {}
         groups = []
-        for group in parameter_groups(model, settings.weight_decay).values():
+        for group in parameter_groups(model, settings).values():
             members = {name: p for name, p in group.parameters.items() if name not in skip}
             self._names |= {p: name for name, p in members.items()}
             if members:
@@ -44,19 +44,38 @@ class AdamW:
 
     def state(self) -> dict[str, Tensor]:
         """`NAME.exp_avg`, `NAME.exp_avg_sq` (shape of the parameter) and `NAME.step` (fp32 scalar); empty at first."""
-        return {
-            f"{self._names[p]}.{part}": values[part] for p, values in self._inner.state.items() for part in self._PARTS
-        }
+        if not self._inner.state:
+            return {}
+        out = {}
+        for p, name in self._names.items():
+            values = self._inner.state.get(p)
+            for part in self._PARTS:
+                # A parameter that never had a gradient is where it would begin.
+                out[f"{name}.{part}"] = values[part] if values else torch.zeros(_shape(p, part), device=p.device)
+        return out
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take back what `state` returned."""
-        wanted = {f"{name}.{part}" for name in self._names.values() for part in self._PARTS}
-        if tensors and set(tensors) != wanted:
-            odd = sorted(set(tensors) ^ wanted)[0]
-            raise ValueError(f"the optimizer state does not fit this model: {odd} is on one side only")
+        """Take back what `state` returned; raises ValueError when it is another model's."""
         if not tensors:
             return
+        wanted = {f"{name}.{part}": _shape(p, part) for p, name in self._names.items() for part in self._PARTS}
+        check_state(tensors, wanted)
         for p, name in self._names.items():
             self._inner.state[p] = {
-                part: tensors[f"{name}.{part}"].to(p.device, torch.float32).clone() for part in self._PARTS
+                part: tensors[f"{name}.{part}"].to(p.device, torch.float32, copy=True) for part in self._PARTS
             }
+
+
+def check_state(tensors: Mapping[str, Tensor], wanted: Mapping[str, torch.Size]) -> None:
+    """Raise ValueError unless `tensors` have exactly these names and shapes."""
+    problem = "the optimizer state does not fit this model"
+    odd = sorted(set(tensors) ^ set(wanted))
+    if odd:
+        raise ValueError(f"{problem}: {odd[0]} is {'not in the model' if odd[0] in tensors else 'missing'}")
+    for name, shape in wanted.items():
+        if tensors[name].shape != shape:
+            raise ValueError(f"{problem}: {name} is {list(tensors[name].shape)} where the model has {list(shape)}")
+
+
+def _shape(parameter: Tensor, part: str) -> torch.Size:
+    return torch.Size() if part == "step" else parameter.shape
