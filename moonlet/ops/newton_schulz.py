@@ -18,8 +18,8 @@ STEPS = 5
 # Added to the norm, as published: zero stays zero.
 _EPS = 1e-7
 
-# Elements worked on at once. On a CPU iterate and Gram matrices then stay in its caches: 6% quicker than 140 matrices of
-# 256 x 256 at once. A GPU wants large products; what they need beside them stays below 2 GiB.
+# Elements worked on at once. On a CPU iterate and Gram matrices then stay in its caches: 6% quicker than 140 matrices
+# of 256 x 256 at once. A GPU wants large products; what they need beside them stays below 2 GiB.
 _CPU_ELEMENTS = 2**19  # a thread
 _GPU_ELEMENTS = 2**27
 

@@ -25,7 +25,7 @@ class AdamW:
             if members:
                 groups.append({"params": list(members.values()), "weight_decay": group.weight_decay})
         self._inner = torch.optim.AdamW(
-            groups,
+            groups or [{"params": []}],  # all may be another optimizer's, or frozen
             lr=settings.lr,
             betas=settings.betas,
             eps=settings.eps,
