@@ -1,4 +1,4 @@
-"""What cannot be among a recipe's schedule and expert balance, each said in one line."""
+"""What cannot be among a recipe's optimizer, schedule and expert balance, each said in one line."""
 
 from __future__ import annotations
 
@@ -11,9 +11,25 @@ if TYPE_CHECKING:
     from moonlet.config.recipe import OptimSettings, TrainSettings
 
 
+def check_optimizer(o: OptimSettings) -> None:
+    """Refuse what no optimizer can work with."""
+    ranges = (
+        ("lr", o.lr, 0 < o.lr < math.inf, "be above 0 and finite"),
+        ("weight_decay", o.weight_decay, 0 <= o.weight_decay < math.inf, "be at least 0 and finite"),
+        ("momentum", o.momentum, 0 <= o.momentum < 1, "lie in 0..1, 1 excluded"),
+        ("ns_steps", o.ns_steps, o.ns_steps >= 1, "be at least 1"),
+        ("betas", list(o.betas), all(0 <= beta < 1 for beta in o.betas), "lie in 0..1, 1 excluded"),
+        ("eps", o.eps, o.eps > 0, "be above 0"),
+    )
+    for name, value, good, rule in ranges:
+        if not good:
+            raise ValueError(f"optim.{name} is {value}; it must {rule}")
+    if o.qk_clip_tau is not None and not 0 < o.qk_clip_tau < math.inf:
+        raise ValueError(f"optim.qk_clip_tau is {o.qk_clip_tau}; it must be above 0 (optim.kind=muon has no clip)")
+
+
 def check_schedule(o: OptimSettings, t: TrainSettings) -> None:
     """Refuse rates and times that no run can have, and schedules that need what the recipe does not give."""
-    _at_least_zero("optim.lr", o.lr)
     _at_least_zero("optim.warmup_steps", o.warmup_steps)
     if not 0 <= o.min_lr <= 1:
         raise ValueError(f"optim.min_lr is {o.min_lr}; it is a fraction of optim.lr and must lie in 0..1")

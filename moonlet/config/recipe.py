@@ -25,7 +25,7 @@ from typing import Any
 
 from moonlet.config.model import ModelConfig, field_names
 from moonlet.config.nearest import unknown
-from moonlet.config.optim_check import check_balance, check_schedule
+from moonlet.config.optim_check import check_balance, check_optimizer, check_schedule
 from moonlet.config.presets import preset
 from moonlet.config.published import PUBLISHED
 
@@ -368,6 +368,7 @@ def _check(recipe: Recipe) -> None:
         raise ValueError('data.kind is "text" and data.path is empty; give data.path=FILE')
     if t.steps <= 0 and t.minutes <= 0:
         raise ValueError("train.steps and train.minutes are both 0; give one of them")
+    check_optimizer(o)
     check_schedule(o, t)
     check_balance(o, t)
     micro = t.micro_batch_size or t.batch_size
@@ -380,22 +381,5 @@ def _check(recipe: Recipe) -> None:
         raise ValueError(f"data.stories is {d.stories}; it must be at least 0, and 0 means all")
     if not 0 < d.valid_fraction < 1:
         raise ValueError(f"data.valid_fraction is {d.valid_fraction}; it must lie between 0 and 1")
-    if o.qk_clip_tau is not None and not 0 < o.qk_clip_tau < float("inf"):
-        raise ValueError(f"optim.qk_clip_tau is {o.qk_clip_tau}; it must be above 0 (optim.kind=muon has no clip)")
     if t.keep_last < 1:
         raise ValueError(f"train.keep_last is {t.keep_last}; it must be at least 1")
-    _check_optimizer(o)
-
-
-def _check_optimizer(o: OptimSettings) -> None:
-    ranges = (
-        ("lr", o.lr, 0 < o.lr < float("inf"), "be above 0 and finite"),
-        ("weight_decay", o.weight_decay, 0 <= o.weight_decay < float("inf"), "be at least 0 and finite"),
-        ("momentum", o.momentum, 0 <= o.momentum < 1, "lie in 0..1, 1 excluded"),
-        ("ns_steps", o.ns_steps, o.ns_steps >= 1, "be at least 1"),
-        ("betas", list(o.betas), all(0 <= beta < 1 for beta in o.betas), "lie in 0..1, 1 excluded"),
-        ("eps", o.eps, o.eps > 0, "be above 0"),
-    )
-    for name, value, good, rule in ranges:
-        if not good:
-            raise ValueError(f"optim.{name} is {value}; it must {rule}")
