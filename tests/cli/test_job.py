@@ -25,6 +25,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> job.Outcome:
         "train": QUICKSTART["train"]
         | {"minutes": 0.0, "steps": 12, "threads": 1, "eval_every": 4, "eval_bytes": 3000, "sample_every": 6}
         | {"sample_tokens": 8},
+        "optim": QUICKSTART["optim"] | {"warmup_steps": 4},
     }
     folder = tmp_path_factory.mktemp("job") / "run"
     return job.start(recipe_from_dict(QUICKSTART | small), folder, tiny.quiet())

@@ -23,7 +23,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two steps on the story world: it has learned nothing, and everything can be measured."""
     folder = tmp_path_factory.mktemp("eval")
     recipe = tiny.recipe(
-        folder, "data.kind=story", "data.megabytes=0.3", "data.valid_stories=3", "train.steps=2", "train.seq_len=96"
+        folder,
+        "data.kind=story",
+        "data.megabytes=0.3",
+        "data.valid_stories=3",
+        "train.steps=2",
+        "train.seq_len=96",
+        "optim.warmup_steps=1",
     )
     job.start(recipe, folder / "run", tiny.quiet())
     return folder / "run"

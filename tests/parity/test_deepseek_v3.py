@@ -239,7 +239,7 @@ def _routing(weigh: Callable[[Router, Tensor, Tensor], Tensor]) -> Callable[...,
     """A mutation of the router: `weigh(router, scores, index)` replaces the published weights."""
 
     def mutate(model: CausalLM, patch: pytest.MonkeyPatch) -> None:
-        def forward(self: Router, x: Tensor) -> tuple[Tensor, Tensor]:
+        def forward(self: Router, x: Tensor, rows: int = 1) -> tuple[Tensor, Tensor]:
             scores = F.linear(x.float(), self.weight.float()).sigmoid()
             index = self.choose(scores.detach())
             return index, weigh(self, scores, index)
