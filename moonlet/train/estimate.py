@@ -180,7 +180,7 @@ def step_speed(
     rate = rates.bf16 if dtype == torch.bfloat16 and rates.bf16 else rates.fp32
     work = flops.training * t.batch_size * t.seq_len
     assumed = rate * USUAL_UTILISATION["cuda" if device.type == "cuda" else "cpu"]
-    orthogonal = muon_flops(tensors) if recipe.optim.kind != "adamw" else 0
+    orthogonal = muon_flops(tensors, recipe.optim.ns_steps) if recipe.optim.kind != "adamw" else 0
     micro = t.micro_batch_size or t.batch_size
     for sequences in sorted({batch or 0, 1 if batch else 0}, reverse=True):
         # Four runs of one to two micro-batches each, and four of the optimizer.
@@ -231,7 +231,7 @@ def time_step(recipe: Recipe, device: torch.device, dtype: torch.dtype, sequence
     return forward, median(once) - forward
 
 
-def muon_flops(tensors: Mapping[str, Size]) -> int:
+def muon_flops(tensors: Mapping[str, Size], steps: int = STEPS) -> int:
     """Operations of orthogonalising all matrices once: three products a Newton-Schulz step (ops/newton_schulz.py)."""
     total = 0
     for name, shape in tensors.items():
@@ -240,7 +240,7 @@ def muon_flops(tensors: Mapping[str, Size]) -> int:
         rows = shape[-2] // 2 if name.endswith("gate_up_proj") else shape[-2]
         small, large = sorted((rows, shape[-1]))
         matrices = shape.numel() // (rows * shape[-1])
-        total += matrices * STEPS * (4 * small * small * large + 2 * small**3)
+        total += matrices * steps * (4 * small * small * large + 2 * small**3)
     return total
 
 

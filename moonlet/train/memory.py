@@ -21,6 +21,7 @@ from torch import Size
 from moonlet.config import ModelConfig
 from moonlet.model.count import part_of
 from moonlet.ops import attention
+from moonlet.ops.newton_schulz import chunk
 
 # What a run's process holds beside the model: the libraries (about 240 MiB), and what reading the text and training its
 # tokenizer leaves in the allocator. Peaks of whole runs of k2-nano were between 0.89 and 1.25 of the estimate.
@@ -78,7 +79,7 @@ def training_memory(
         gradients=4 * parameters,
         optimizer=8 * parameters - 4 * by_muon,
         activations=kept + loss,
-        workspace=_muon_workspace(matrices) if optimizer == "muon" else 0,
+        workspace=_muon_workspace(matrices, device) if optimizer == "muon" else 0,
         process=PROCESS["cuda" if device.type == "cuda" else "cpu"],
     )
 
@@ -150,11 +151,12 @@ def _loss_workspace(config: ModelConfig, tokens: int) -> int:
     return 2 * 4 * rows * config.vocab_size + 4 * config.vocab_size * config.hidden_size
 
 
-def _muon_workspace(matrices: Mapping[str, Size]) -> int:
-    """All updates before they are orthogonalised, and the largest group of equal shapes while it is."""
+def _muon_workspace(matrices: Mapping[str, Size], device: torch.device) -> int:
+    """What orthogonalising holds of as many matrices of one shape as it takes at once."""
     groups: dict[tuple[int, int], int] = {}
     for name, shape in matrices.items():
         rows = shape[-2] // 2 if name.endswith("gate_up_proj") else shape[-2]
         groups[rows, shape[-1]] = groups.get((rows, shape[-1]), 0) + shape.numel()
-    # fp32: the group joined, normed, and its result; bf16: the iterate before and after.
-    return 4 * sum(shape.numel() for shape in matrices.values()) + 16 * max(groups.values(), default=0)
+    at_once = (min(total, chunk(*shape, device) * shape[0] * shape[1]) for shape, total in groups.items())
+    # fp32: the matrices joined, normed, and the result; bf16: the iterate before and after.
+    return 16 * max(at_once, default=0)
