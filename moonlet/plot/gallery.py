@@ -8,6 +8,7 @@ from pathlib import Path
 from moonlet.plot.curves import draw_curves
 from moonlet.plot.experts import draw_experts
 from moonlet.plot.history import History
+from moonlet.plot.logits import draw_logits
 from moonlet.plot.prompt import Reading
 
 
@@ -18,7 +19,7 @@ def draw_run(history: History, reading: Reading | None, folder: Path, by: str = 
         reading: a prompt as the run's model reads it; None leaves out attention and candidates.
         by: what x axes count: "step", "tokens" or "time".
     """
-    made = [*draw_curves([history], folder, by), *draw_experts(history, folder, by)]
+    made = [*draw_curves([history], folder, by), *draw_experts(history, folder, by), *draw_logits(history, folder, by)]
     if reading is not None:
         from moonlet.plot.attention import draw_attention, draw_candidates
 

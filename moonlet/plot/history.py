@@ -35,6 +35,7 @@ class History:
     evals: list[dict[str, Any]]
     experts: list[dict[str, Any]]
     routers: list[dict[str, Any]]
+    attention: list[dict[str, Any]]
     samples: list[dict[str, Any]]
     skipped: int = 0
     text: Manifest | None = field(default=None)
@@ -113,7 +114,8 @@ def read_history(path: Path) -> History:
     return History(
         run, run.recipe(), run.facts(), train,
         [r for r in kinds.get("eval", []) if math.isfinite(r.get("bits_per_byte", math.nan))],
-        kinds.get("experts", []), kinds.get("routers", []), kinds.get("sample", []), len(kinds.get("skip", [])),
+        kinds.get("experts", []), kinds.get("routers", []), kinds.get("attention", []),
+        kinds.get("sample", []), len(kinds.get("skip", [])),
         _manifest(run),
     )  # fmt: skip
 

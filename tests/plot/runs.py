@@ -49,6 +49,9 @@ def make_run(folder: Path, steps: int = 60, name: str = "made", old: bool = Fals
         if step % 10 == 0 and not old:
             shares = {"load": [[0.5, 0.25, 0.25, 0.0]] * 2, "max_over_mean": [2.0] * 2, "entropy": [1.04] * 2}
             metrics.write("experts", step, layers=[1, 2], **shares)
+            # Head 0 of each layer is known exactly and was clipped, head 1 only by its bound.
+            logits = {"max_logits": [[2.0 * step, None]] * 3, "logit_bound": [[None, 30.0]] * 3, "clipped": [1] * 3}
+            metrics.write("attention", step, layers=[0, 1, 2], gamma=[[0.5, 1.0]] * 3, **logits)
         if step % 20 == 0:
             metrics.write("eval", step, loss=4.0, bits_per_byte=2.0 - step / steps, bytes=10)
             metrics.write("sample", step, prompt="Once", text=f"{sample} {step}")

@@ -29,7 +29,7 @@ def test_a_run_has_all_its_pictures(tmp_path: Path) -> None:
     made = draw_run(history, read_prompt(history, "a $x$ b\n"), tmp_path / "plots")
     found = sizes(tmp_path / "plots")
     assert sorted(found) == sorted(
-        [*CURVES, "attention.png", "candidates.png", "expert_balance.png", "expert_load.png"]
+        [*CURVES, "attention.png", "attention_logits.png", "candidates.png", "expert_balance.png", "expert_load.png"]
     )
     assert sorted(path.name for path in made) == sorted(found)
     assert all(400 < width < 2600 and 250 < height < 2600 for width, height in found.values())
