@@ -271,8 +271,8 @@ def _draw_lengths(axes: Any, found: Found, floor: float | None) -> None:
         arrow = {"arrowstyle": "->", "color": INK, "lw": 1.4}
         axes.annotate("", (needed, target), (found.tokens / unit, target), arrowprops=arrow)
         axes.annotate(
-            f"AdamW's loss with {needed * unit / found.tokens:.2f} of its tokens", (found.tokens / unit, target),
-            textcoords="offset points", xytext=(4, 7), ha="right", va="bottom", fontsize=8, color=INK, bbox=PAPER,
+            f"AdamW's loss with {needed * unit / found.tokens:.2f} of its tokens", (0.02, target),
+            xycoords=("axes fraction", "data"), textcoords="offset points", xytext=(0, -5), va="top", fontsize=8, color=INK, bbox=PAPER,
         )  # fmt: skip
     low, high = min(*shown, *means), max(shown)
     if floor is not None and floor > low - 0.6 * (high - low):

@@ -20,6 +20,8 @@ def draw_logits(history: History, folder: Path, by: str = "step") -> list[Path]:
     """
     if not history.attention:
         return []
+    from matplotlib.ticker import LogLocator, NullLocator
+
     layers = history.attention[0]["layers"]
     shown = spread(len(layers), _MAX_LAYERS)
     columns = min(4, len(shown))
@@ -37,6 +39,9 @@ def draw_logits(history: History, folder: Path, by: str = "step") -> list[Path]:
         _draw_heads(axes, xs, history.attention, shown[place])
         label(axes, f"layer {layers[shown[place]]}", below if place // columns == rows - 1 else "")
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
         if tau is not None:
             axes.axhline(tau, color=FLOOR, linewidth=1.2, linestyle="--", label=f"tau {tau:g}")
     if tau is not None:
