@@ -272,7 +272,8 @@ def _draw_lengths(axes: Any, found: Found, floor: float | None) -> None:
         axes.annotate("", (needed, target), (found.tokens / unit, target), arrowprops=arrow)
         axes.annotate(
             f"AdamW's loss with {needed * unit / found.tokens:.2f} of its tokens", (0.02, target),
-            xycoords=("axes fraction", "data"), textcoords="offset points", xytext=(0, -5), va="top", fontsize=8, color=INK, bbox=PAPER,
+            xycoords=("axes fraction", "data"), textcoords="offset points", xytext=(0, -5), va="top",
+            fontsize=8, color=INK, bbox=PAPER,
         )  # fmt: skip
     low, high = min(*shown, *means), max(shown)
     if floor is not None and floor > low - 0.6 * (high - low):
