@@ -183,8 +183,8 @@ def _draw_line(axes: Any, runs: dict[str, Taken], column: str, what: str) -> Non
         axes.axhline(_AT_MOST, color=FLOOR, linewidth=1, linestyle="--")
         axes.annotate("2", (1.0, _AT_MOST), xycoords=("axes fraction", "data"), textcoords="offset points",
                       xytext=(3, 0), va="center", fontsize=8, color=FLOOR)  # fmt: skip
-        axes.set_ylim(bottom=1)
-        legend(axes)
+        axes.set_ylim(1, EXPERTS / ACTIVE)  # the room above the curves is the legend's
+        legend(axes, loc="upper right", ncols=2)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlim(0, train[-1]["step"])
 

@@ -270,11 +270,15 @@ def _draw_lengths(axes: Any, found: Found, floor: float | None) -> None:
     if math.isfinite(needed):
         arrow = {"arrowstyle": "->", "color": INK, "lw": 1.4}
         axes.annotate("", (needed, target), (found.tokens / unit, target), arrowprops=arrow)
-        axes.annotate(
-            f"AdamW's loss with {needed * unit / found.tokens:.2f} of its tokens", (0.02, target),
-            xycoords=("axes fraction", "data"), textcoords="offset points", xytext=(0, -5), va="top",
-            fontsize=8, color=INK, bbox=PAPER,
-        )  # fmt: skip
+        # On the left, where no curve is so low yet.
+        for text, offset, above in (
+            ("AdamW's final loss", 4, "bottom"),
+            (f"Muon: with {needed * unit / found.tokens:.2f} of the tokens", -4, "top"),
+        ):
+            axes.annotate(
+                text, (0.01, target), xycoords=("axes fraction", "data"), textcoords="offset points",
+                xytext=(0, offset), va=above, fontsize=8, color=INK,
+            )  # fmt: skip
     low, high = min(*shown, *means), max(shown)
     if floor is not None and floor > low - 0.6 * (high - low):
         axes.axhline(floor, color=FLOOR, linewidth=1, linestyle="--")
