@@ -23,7 +23,7 @@ def read(*overrides: str) -> Recipe:
         (("optim.balance=bias",), "optim.balance is 'bias'; valid: sign, zero-mean, off"),
         (("optim.decay_fraction=0",), "optim.decay_fraction is 0.0; it must be larger than 0 and at most 1"),
         (("optim.decay_fraction=1.2",), "optim.decay_fraction is 1.2"),
-        (("optim.lr=-1e-3",), "optim.lr is -0.001; it must be at least 0, and finite"),
+        (("optim.lr=-1e-3",), "optim.lr is -0.001; it must be above 0 and finite"),
         (("optim.lr=nan",), "optim.lr is nan"),
         (("optim.lr=inf",), "optim.lr is inf"),
         (("optim.min_lr=-0.1",), "optim.min_lr is -0.1; it is a fraction of optim.lr and must lie in 0..1"),
