@@ -58,6 +58,13 @@ def _draw_heads(axes: Any, xs: list[float], records: list[dict[str, Any]], place
         axes.plot([xs[i] for i in clipped], [values[i] for i in clipped], "o", color=VALID, markersize=3)
 
 
+def largest_logits(record: dict[str, Any]) -> list[float]:
+    """Of each layer the largest of what is known of its heads, 0 where nothing is."""
+    heads = range(len(record["gamma"][0]))
+    known = ([_known(record, place, head) for head in heads] for place in range(len(record["layers"])))
+    return [max((value for value in layer if not math.isnan(value)), default=0.0) for layer in known]
+
+
 def _known(record: dict[str, Any], place: int, head: int) -> float:
     exact, bound = record["max_logits"][place][head], record["logit_bound"][place][head]
     value = bound if exact is None else exact

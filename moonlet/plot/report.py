@@ -18,6 +18,7 @@ from moonlet.model.count import count
 from moonlet.plot.canvas import PALETTE, spread
 from moonlet.plot.experts import load_ratios
 from moonlet.plot.history import History, thin
+from moonlet.plot.logits import largest_logits
 from moonlet.plot.loss import limits, smooth
 from moonlet.plot.network import draw_network_svg
 from moonlet.plot.prompt import Reading
@@ -133,6 +134,11 @@ def _learning(history: History) -> dict[str, Any]:
             series = [_series("rate", 7, steps, values)] if column == "lr" else _raw_and_smooth(steps, values, tone + 2)
             # A single spike shall not press everything else to the floor.
             charts[column] = _chart(title, series, (0.0, 1.25 * sorted(values)[int(0.98 * (len(values) - 1))] or 1.0))
+    if len(history.attention) > 1:
+        records = [r | {"largest": largest_logits(r)} for r in history.attention]
+        series = _by_layer(records, "largest", 1.0)
+        high = max(max(s["values"]) for s in series)
+        charts["logits"] = _chart("Largest attention logit", series, (0.0, 1.05 * high or 1.0))
     return charts
 
 

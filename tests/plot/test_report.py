@@ -103,6 +103,14 @@ def test_an_old_unfinished_run_has_a_page_too(tmp_path: Path) -> None:
     assert (data["load"], data["attention"], data["reading"]) == (None, None, None)
     assert not {"prompt", "samples"} & set(Page(page).ids)
     assert "max_over_mean" in data["charts"]
+    assert "logits" not in data["charts"]
+
+
+def test_the_largest_logit_of_each_layer_is_drawn(page: str) -> None:
+    series = data_of(page)["charts"]["logits"]["series"]
+    assert [s["name"] for s in series] == ["layer 0", "layer 1", "layer 2"]
+    assert series[0]["values"][0] == 30  # the bound of head 1 at step 10, above what head 0 has
+    assert series[0]["values"][-1] == 120  # of head 0 at step 60
 
 
 def test_two_thousand_steps_stay_far_below_two_megabytes(tmp_path: Path) -> None:
