@@ -181,7 +181,7 @@ def position_losses(
 
 def exact_bytes(tokenizer: Tokenizer) -> Callable[[Sequence[int]], Sequence[float]] | None:
     """The bytes of each token, where the tokenizer loses none; a special token has none."""
-    if not getattr(tokenizer, "lossless", True):
+    if not tokenizer.lossless:
         return None
     special = set(tokenizer.specials.values())
     known: dict[int, float] = {}

@@ -7,13 +7,14 @@ values into the rows of each head: [H (K+P), in] into H, kv_b_proj [H (K+V), R] 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
 from moonlet.model.gqa import GQA
 from moonlet.model.mla import MLA
+from moonlet.optim.groups import group_of
 
 # From a tensor in the parameter's shape to views of it, each [n, rows, columns], which together are the whole.
 Cut = Callable[[Tensor], tuple[Tensor, ...]]
@@ -21,7 +22,7 @@ Cut = Callable[[Tensor], tuple[Tensor, ...]]
 
 def cuts(model: nn.Module, per_head: bool) -> dict[str, Cut]:
     """How each of the model's parameters that is more than a plain stack is cut, by name."""
-    found: dict[str, Cut] = {name: _halves for name, _ in model.named_parameters() if name.endswith("gate_up_proj")}
+    found: dict[str, Cut] = {name: _halves for name, _ in model.named_parameters() if _is_fused(name)}
     if per_head:
         for path, module in model.named_modules():
             prefix = f"{path}." if path else ""
@@ -29,9 +30,27 @@ def cuts(model: nn.Module, per_head: bool) -> dict[str, Cut]:
     return found
 
 
+def matrix_counts(tensors: Mapping[str, Size]) -> dict[tuple[int, int], int]:
+    """How many matrices of each shape (rows, columns) Muon has, from the shapes of a model's tensors alone.
+
+    Heads are not cut apart.
+    """
+    found: dict[tuple[int, int], int] = {}
+    for name, shape in tensors.items():
+        if group_of(name, len(shape)) != "matrices":
+            continue
+        rows = shape[-2] // 2 if _is_fused(name) else shape[-2]
+        found[rows, shape[-1]] = found.get((rows, shape[-1]), 0) + shape.numel() // (rows * shape[-1])
+    return found
+
+
 def stack(tensor: Tensor) -> tuple[Tensor, ...]:
     """[..., rows, columns] -> one view [n, rows, columns]."""
     return (tensor.view(tensor.shape[:-2].numel(), *tensor.shape[-2:]),)
+
+
+def _is_fused(name: str) -> bool:
+    return name.endswith("gate_up_proj")
 
 
 def _halves(tensor: Tensor) -> tuple[Tensor, ...]:

@@ -52,7 +52,7 @@ def parameter_groups(model: nn.Module, settings: OptimSettings) -> dict[str, Gro
     members: dict[str, dict[str, nn.Parameter]] = {name: {} for name in names}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            members[_group_of(name, parameter.dim())][name] = parameter
+            members[group_of(name, parameter.dim())][name] = parameter
     decayed = _DECAYED | {"gains"} if settings.decay_norms else _DECAYED
     return {
         name: Group(name, parameters, settings.weight_decay if name in decayed else 0.0)
@@ -60,7 +60,8 @@ def parameter_groups(model: nn.Module, settings: OptimSettings) -> dict[str, Gro
     }
 
 
-def _group_of(name: str, dimensions: int) -> str:
+def group_of(name: str, dimensions: int) -> str:
+    """Name of the one group that a parameter belongs to."""
     for endings, group in _TABLE:
         if name.endswith(endings):
             return group

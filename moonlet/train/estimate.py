@@ -27,11 +27,12 @@ from moonlet.config.recipe import TokenizerSettings
 from moonlet.data.corpus import Corpus
 from moonlet.data.expected import expected_bytes
 from moonlet.data.open import open_corpus
-from moonlet.model.count import count, part_of, shapes
+from moonlet.model.count import count, shapes
 from moonlet.model.flops import Flops, flops_per_token
 from moonlet.model.init import build
 from moonlet.ops.allocator import keep_freed_memory
 from moonlet.ops.newton_schulz import STEPS
+from moonlet.optim.blocks import matrix_counts
 from moonlet.optim.optimizer import build_optimizer
 from moonlet.train.machine import read_machine
 from moonlet.train.memory import Memory, training_memory
@@ -126,7 +127,7 @@ def plan_run(recipe: Recipe, out: Path) -> Plan:
 
     def memory(batch: int) -> Memory:
         return training_memory(
-            config, tensors, optimizer=recipe.optim.kind.removesuffix("clip"), batch=batch, seq_len=t.seq_len,
+            config, tensors, optimizer=recipe.optim.kind, batch=batch, seq_len=t.seq_len,
             dtype=dtype, device=device, documents=t.separate_documents,
         )  # fmt: skip
 
@@ -234,12 +235,8 @@ def time_step(recipe: Recipe, device: torch.device, dtype: torch.dtype, sequence
 def muon_flops(tensors: Mapping[str, Size], steps: int = STEPS) -> int:
     """Operations of orthogonalising all matrices once: three products a Newton-Schulz step (ops/newton_schulz.py)."""
     total = 0
-    for name, shape in tensors.items():
-        if len(shape) < 2 or part_of(name) in ("embedding", "head"):
-            continue
-        rows = shape[-2] // 2 if name.endswith("gate_up_proj") else shape[-2]
-        small, large = sorted((rows, shape[-1]))
-        matrices = shape.numel() // (rows * shape[-1])
+    for shape, matrices in matrix_counts(tensors).items():
+        small, large = sorted(shape)
         total += matrices * steps * (4 * small * small * large + 2 * small**3)
     return total
 

@@ -22,6 +22,8 @@ from moonlet.config import ModelConfig
 from moonlet.model.count import part_of
 from moonlet.ops import attention
 from moonlet.ops.newton_schulz import chunk
+from moonlet.optim.blocks import matrix_counts
+from moonlet.optim.groups import group_of
 
 # What a run's process holds beside the model: the libraries (about 240 MiB), and what reading the text and training its
 # tokenizer leaves in the allocator. Peaks of whole runs of k2-nano were between 0.89 and 1.25 of the estimate.
@@ -61,15 +63,16 @@ def training_memory(
 
     Args:
         tensors: what `shapes(config)` returned.
-        optimizer: "muon" or "adamw".
+        optimizer: optim.kind of the recipe.
         batch: sequences at once (a micro-batch).
         dtype: compute dtype; weights are fp32.
         documents: whether packed documents are kept apart, which needs a mask for every row.
     """
     learned = {name: shape for name, shape in tensors.items() if not name.endswith("e_score_correction_bias")}
     parameters = sum(shape.numel() for shape in learned.values())
-    matrices = {name: s for name, s in learned.items() if len(s) > 1 and part_of(name) not in ("embedding", "head")}
-    by_muon = sum(shape.numel() for shape in matrices.values()) if optimizer == "muon" else 0
+    matrices = {name: shape for name, shape in learned.items() if group_of(name, len(shape)) == "matrices"}
+    with_muon = optimizer != "adamw"
+    by_muon = sum(shape.numel() for shape in matrices.values()) if with_muon else 0
     kept = activations(config, batch, seq_len, dtype, device, documents)
     if dtype != torch.float32:
         kept += dtype.itemsize * sum(s.numel() for name, s in matrices.items() if part_of(name) != "router")
@@ -79,7 +82,7 @@ def training_memory(
         gradients=4 * parameters,
         optimizer=8 * parameters - 4 * by_muon,
         activations=kept + loss,
-        workspace=_muon_workspace(matrices, device) if optimizer == "muon" else 0,
+        workspace=_muon_workspace(matrices, device) if with_muon else 0,
         process=PROCESS["cuda" if device.type == "cuda" else "cpu"],
     )
 
@@ -153,10 +156,7 @@ def _loss_workspace(config: ModelConfig, tokens: int) -> int:
 
 def _muon_workspace(matrices: Mapping[str, Size], device: torch.device) -> int:
     """What orthogonalising holds of as many matrices of one shape as it takes at once."""
-    groups: dict[tuple[int, int], int] = {}
-    for name, shape in matrices.items():
-        rows = shape[-2] // 2 if name.endswith("gate_up_proj") else shape[-2]
-        groups[rows, shape[-1]] = groups.get((rows, shape[-1]), 0) + shape.numel()
-    at_once = (min(total, chunk(*shape, device) * shape[0] * shape[1]) for shape, total in groups.items())
+    counts = matrix_counts(matrices)
+    at_once = (min(n, chunk(rows, columns, device)) * rows * columns for (rows, columns), n in counts.items())
     # fp32: the matrices joined, normed, and the result; bf16: the iterate before and after.
     return 16 * max(at_once, default=0)
