@@ -20,8 +20,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +32,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from small_runs import Laboratory, Taken, add_options, common, merged, table
 
 from moonlet.model.model import CausalLM
-from moonlet.ops.attention import attention, causal_mask
-from moonlet.ops.dispatch import force, register
+from moonlet.model.observe import watching_attention
+from moonlet.ops.max_logit import reference
 from moonlet.plot.canvas import FLOOR, INK, TRAIN, VALID, label, legend, margins, new_figure, save
 from moonlet.plot.loss import smooth
 
@@ -48,37 +47,17 @@ COLOURS = {WITHOUT: VALID, WITH: TRAIN}
 def logits_of(model: CausalLM) -> Iterator[Tensor]:
     """Watch the forward passes inside the block: fp32 [L, H], the largest logit of each head since it was last zeroed.
 
-    What attends stays what it was; the logits are computed beside it.
+    What attends stays what it was; the logits are computed beside it, all of them, by the law of the op.
     """
     config = model.config
     maxima = torch.full((config.num_hidden_layers, config.num_attention_heads), -torch.inf)
-    current = -1
 
-    def enter(layer: int, *_: Any) -> None:
-        nonlocal current
-        current = layer
-
-    def watched(
-        q: Tensor, k: Tensor, v: Tensor, scale: float, start: int | Tensor, documents: Tensor | None = None
-    ) -> Tensor:
+    @torch.no_grad()
+    def see(layer: int, q: Tensor, k: Tensor, scale: float, start: int | Tensor, documents: Tensor | None) -> None:
         if model.training:
-            with torch.no_grad():
-                logits = (q.float() @ k.float().transpose(-1, -2)) * scale  # (B, H, T, T)
-                mask = causal_mask(start, q.shape[2], k.shape[2], q.device, documents)
-                largest = logits.masked_fill(~mask, -torch.inf).amax((0, 2, 3)).cpu()
-                torch.maximum(maxima[current], largest, out=maxima[current])
-        # The choice as it is without us.
-        watch.close()
-        try:
-            return attention(q, k, v, scale=scale, start=start, documents=documents)
-        finally:
-            watch.enter_context(force("attention", "watched"))
+            torch.maximum(maxima[layer], reference(q, k, scale, start, documents).cpu(), out=maxima[layer])
 
-    register("attention", "watched")(watched)
-    with ExitStack() as hooks, ExitStack() as watch:
-        for i, layer in enumerate(model.model.layers):
-            hooks.callback(layer.register_forward_pre_hook(partial(enter, i)).remove)
-        watch.enter_context(force("attention", "watched"))
+    with watching_attention(model, see):
         yield maxima
 
 

@@ -10,7 +10,7 @@ model gives the same bits as an unobserved one. A model is observed in evaluatio
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +24,9 @@ from moonlet.model.model import CausalLM
 from moonlet.model.router import Router
 from moonlet.ops.attention import attention, causal_mask
 from moonlet.ops.dispatch import force, register
+
+# Called with the layer, and q, k, scale, start and documents of `ops.attention`.
+Seen = Callable[[int, Tensor, Tensor, float, int | Tensor, Tensor | None], None]
 
 
 @dataclass(frozen=True)
@@ -111,8 +114,12 @@ def _routing(model: CausalLM) -> Iterator[dict[int, list[Routing]]]:
 
 
 @contextmanager
-def _attention(model: CausalLM, seen: dict[int, Tensor]) -> Iterator[None]:
-    """Keep the probabilities of each layer's attention inside the block."""
+def watching_attention(model: CausalLM, see: Seen) -> Iterator[None]:
+    """Show every attention of forwards inside the block to `see`, before it is computed as it would be without us.
+
+    Args:
+        see: told what each layer (0-indexed) attends with.
+    """
     current = -1
 
     def enter(layer: int, *_: Any) -> None:
@@ -122,7 +129,7 @@ def _attention(model: CausalLM, seen: dict[int, Tensor]) -> Iterator[None]:
     def watched(
         q: Tensor, k: Tensor, v: Tensor, scale: float, start: int | Tensor, documents: Tensor | None = None
     ) -> Tensor:
-        seen[current] = probabilities(q, k, scale, start, documents)[0]
+        see(current, q, k, scale, start, documents)
         # The choice as it is without us, whether by the op's own rule or forced from outside.
         watch.close()
         try:
@@ -135,6 +142,17 @@ def _attention(model: CausalLM, seen: dict[int, Tensor]) -> Iterator[None]:
         for i, layer in enumerate(model.model.layers):
             hooks.callback(layer.register_forward_pre_hook(partial(enter, i)).remove)
         watch.enter_context(force("attention", "watched"))
+        yield
+
+
+@contextmanager
+def _attention(model: CausalLM, seen: dict[int, Tensor]) -> Iterator[None]:
+    """Keep the probabilities of each layer's attention inside the block."""
+
+    def keep(layer: int, q: Tensor, k: Tensor, scale: float, start: int | Tensor, documents: Tensor | None) -> None:
+        seen[layer] = probabilities(q, k, scale, start, documents)[0]
+
+    with watching_attention(model, keep):
         yield
 
 
