@@ -5,7 +5,6 @@ The shortest member of the protocol, and the one to test a model with: bits per 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 
 from moonlet.text.detokenizer import Detokenizer
 from moonlet.text.pipeline import bpe_pipeline, save_folder
-from moonlet.text.tokenizer import BOS, EOS, PAD, TokenBytes, default_specials, hash_content, utf8
+from moonlet.text.tokenizer import BOS, EOS, PAD, SpecialFinder, TokenBytes, default_specials, hash_content, utf8
 
 
 class ByteTokenizer:
@@ -31,16 +30,11 @@ class ByteTokenizer:
         self._offset = len(self.specials)
         names = [name.encode("utf-8") for name in self.specials]
         self._bytes = TokenBytes(names + [bytes([byte]) for byte in range(256)], self.specials)
-        self._special_pattern = re.compile("(" + "|".join(map(re.escape, self.specials)) + ")")
+        self._find_specials = SpecialFinder(self.specials)
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """Ids of `text`, one per UTF-8 byte."""
-        if not allow_special:
-            return self._encode_bytes(utf8(text))
-        ids: list[int] = []
-        for piece in self._special_pattern.split(text):
-            ids += [self.specials[piece]] if piece in self.specials else self._encode_bytes(utf8(piece))
-        return ids
+        return self._find_specials.encode(text, self._encode) if allow_special else self._encode(text)
 
     def encode_batch(self, texts: Sequence[str], *, allow_special: bool = False) -> list[list[int]]:
         """`encode` of each text."""
@@ -74,6 +68,6 @@ class ByteTokenizer:
         """sha256 of kind and specials: nothing else decides the ids."""
         return hash_content({"kind": self.kind, "specials": self.specials})
 
-    def _encode_bytes(self, data: bytes) -> list[int]:
-        ids: list[int] = (np.frombuffer(data, dtype=np.uint8).astype(np.int64) + self._offset).tolist()
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = (np.frombuffer(utf8(text), dtype=np.uint8).astype(np.int64) + self._offset).tolist()
         return ids

@@ -26,6 +26,7 @@ from moonlet.text.tokenizer import (
     EOS,
     N_SPECIALS,
     PAD,
+    SpecialFinder,
     TokenBytes,
     Unreachable,
     default_specials,
@@ -71,18 +72,13 @@ class SentencePieceTokenizer:
         self._bytes = TokenBytes(self._table(), self.specials)
         self._openers = frozenset(i for i, piece in enumerate(self.pieces) if piece.startswith(SPACE))
         self._strips = self._stripped_spaces()
-        self._special_pattern = re.compile("(" + "|".join(map(re.escape, self.specials)) + ")")
+        self._find_specials = SpecialFinder(self.specials)
         self.lossless = self._strips == 0 and _changes_nothing(self.engine)
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """Ids of `text`."""
         utf8(text)
-        if not allow_special:
-            return self._encode(text)
-        ids: list[int] = []
-        for piece in self._special_pattern.split(text):
-            ids += [self.specials[piece]] if piece in self.specials else self._encode(piece)
-        return ids
+        return self._find_specials.encode(text, self._encode) if allow_special else self._encode(text)
 
     def encode_batch(self, texts: Sequence[str], *, allow_special: bool = False) -> list[list[int]]:
         """`encode` of each text, on all cores."""

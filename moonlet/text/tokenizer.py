@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -102,6 +103,21 @@ class Unreachable(ValueError):
             "fewer, or give more text"
         )
         self.most = most
+
+
+class SpecialFinder:
+    """Finds the names of special tokens in templates: shared by the kinds whose encoder does not know them."""
+
+    def __init__(self, specials: Mapping[str, int]) -> None:
+        self._specials = specials
+        self._pattern = re.compile("(" + "|".join(map(re.escape, specials)) + ")")
+
+    def encode(self, text: str, plain: Callable[[str], list[int]]) -> list[int]:
+        """Ids of `text`, the ids of special tokens where their names stand, and `plain` of what lies between."""
+        ids: list[int] = []
+        for piece in self._pattern.split(text):
+            ids += [self._specials[piece]] if piece in self._specials else plain(piece)
+        return ids
 
 
 class TokenBytes:

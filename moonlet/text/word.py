@@ -17,7 +17,7 @@ from typing import Any
 from moonlet.text.detokenizer import Detokenizer
 from moonlet.text.pipeline import pipeline_of, save_folder
 from moonlet.text.readable import GLUE, WordDetokenizer, is_mark
-from moonlet.text.tokenizer import BOS, EOS, N_SPECIALS, PAD, default_specials, hash_content, utf8
+from moonlet.text.tokenizer import BOS, EOS, N_SPECIALS, PAD, SpecialFinder, default_specials, hash_content, utf8
 
 UNK = "<unk>"
 SMALLEST = N_SPECIALS + 1
@@ -66,17 +66,12 @@ class WordTokenizer:
         self._names = {index: name for name, index in self.specials.items()}
         self._spelling = [*self.specials, UNK, *self.tokens]
         self._ids = {token: SMALLEST + rank for rank, token in enumerate(self.tokens)}
-        self._special_pattern = re.compile("(" + "|".join(map(re.escape, self.specials)) + ")")
+        self._find_specials = SpecialFinder(self.specials)
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """Ids of `text`."""
         utf8(text)
-        if not allow_special:
-            return self._encode(text)
-        ids: list[int] = []
-        for piece in self._special_pattern.split(text):
-            ids += [self.specials[piece]] if piece in self.specials else self._encode(piece)
-        return ids
+        return self._find_specials.encode(text, self._encode) if allow_special else self._encode(text)
 
     def encode_batch(self, texts: Sequence[str], *, allow_special: bool = False) -> list[list[int]]:
         """`encode` of each text."""
