@@ -10,22 +10,12 @@ from typing import Any
 from moonlet.config import recipe_from_dict
 from moonlet.train.metrics import Metrics
 from moonlet.train.run import Run
+from tests.train import tiny
 
 MODEL: dict[str, Any] = {
+    **tiny.MODEL,
     "vocab_size": 272,
-    "hidden_size": 32,
     "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "q_lora_rank": 16,
-    "kv_lora_rank": 16,
-    "qk_nope_head_dim": 8,
-    "qk_rope_head_dim": 4,
-    "v_head_dim": 8,
-    "intermediate_size": 48,
-    "moe_intermediate_size": 16,
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
     "max_position_embeddings": 64,
     "initializer_range": 0.2,
 }

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from moonlet.cli import job
-from moonlet.config import ModelConfig, recipe_from_dict
-from moonlet.config.recipe import OptimSettings
+from moonlet.config import recipe_from_dict
 from moonlet.model.init import build
 from moonlet.model.model import CausalLM
-from moonlet.optim.optimizer import build_optimizer
 from moonlet.optim.qk_clip import attentions_of
 from moonlet.train.checkpoint import newest_good
 from moonlet.train.loop import Trainer
 from moonlet.train.metrics import read_metrics
 from moonlet.train.run import Run
-from moonlet.train.step import train_step
 from tests.train import tiny
+from tests.train.tiny import batch, step
 
 # Low enough that heads are clipped in most steps of the tiny run.
 TAU = 0.02
@@ -30,17 +27,7 @@ TAU = 0.02
 
 @pytest.fixture
 def model() -> CausalLM:
-    return build(ModelConfig(**tiny.MODEL, vocab_size=64, initializer_range=0.1))
-
-
-def batch(seed: int, rows: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
-    tokens = torch.randint(0, 64, (rows, 17), generator=torch.Generator().manual_seed(seed))
-    return tokens[:, :-1], tokens[:, 1:]
-
-
-def step(model: CausalLM, batches: list[Any], **changes: Any) -> Any:
-    settings = {"count": len(batches), "lr": 1e-2, "grad_clip": 1.0, "bias_update_speed": 1e-3} | changes
-    return train_step(model, build_optimizer(model, OptimSettings()), batches, **settings)
+    return tiny.model()
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

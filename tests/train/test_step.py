@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from moonlet.cli import job
-from moonlet.config import ModelConfig
 from moonlet.config.recipe import OptimSettings
 from moonlet.model.init import build
 from moonlet.model.model import CausalLM
@@ -19,24 +17,13 @@ from moonlet.train.checkpoint import newest_good, step_of
 from moonlet.train.loop import TrainingStopped
 from moonlet.train.metrics import read_metrics
 from moonlet.train.run import Run
-from moonlet.train.step import train_step
 from tests.train import tiny
+from tests.train.tiny import batch, step
 
 
 @pytest.fixture
 def model() -> CausalLM:
-    return build(ModelConfig(**tiny.MODEL, vocab_size=64, initializer_range=0.1))
-
-
-def batch(seed: int, rows: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
-    tokens = torch.randint(0, 64, (rows, 17), generator=torch.Generator().manual_seed(seed))
-    return tokens[:, :-1], tokens[:, 1:]
-
-
-def step(model: CausalLM, batches: list[Any], optimizer: Any = None, **changes: Any) -> Any:
-    optimizer = optimizer or build_optimizer(model, OptimSettings())
-    settings = {"count": len(batches), "lr": 1e-2, "grad_clip": 1.0, "bias_update_speed": 1e-3} | changes
-    return train_step(model, optimizer, batches, **settings)
+    return tiny.model()
 
 
 @pytest.mark.parametrize("bad", ["nan", "inf", "-inf"])

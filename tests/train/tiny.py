@@ -6,12 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.backends.backend_agg  # noqa: F401  (child processes are forked with everything imported)
-import torch._dynamo  # noqa: F401
+import torch
+import torch._dynamo
 from rich.console import Console
 
 from moonlet.cli import job
-from moonlet.config import Recipe, recipe_from_dict
+from moonlet.config import ModelConfig, Recipe, recipe_from_dict
+from moonlet.config.recipe import OptimSettings
+from moonlet.model.init import build
+from moonlet.model.model import CausalLM
+from moonlet.optim.optimizer import build_optimizer
 from moonlet.train.run import Run
+from moonlet.train.step import StepResult, train_step
 
 TEXT = "\n<|endoftext|>\n".join(f"Story {i}: the {w} ran to the {v}." for i, (w, v) in enumerate(
     (w, v) for w in ("cat", "dog", "hen", "fox", "cow") for v in ("hill", "barn", "pond", "wood", "road", "shed")
@@ -33,6 +39,24 @@ MODEL: dict[str, Any] = {
     "num_experts_per_tok": 2,
     "max_position_embeddings": 256,
 }
+
+
+def model() -> CausalLM:
+    """A model of 64 tokens."""
+    return build(ModelConfig(**MODEL, vocab_size=64, initializer_range=0.1))
+
+
+def batch(seed: int, rows: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and targets of 16 tokens for `model`."""
+    tokens = torch.randint(0, 64, (rows, 17), generator=torch.Generator().manual_seed(seed))
+    return tokens[:, :-1], tokens[:, 1:]
+
+
+def step(model: CausalLM, batches: list[Any], optimizer: Any = None, **changes: Any) -> StepResult:
+    """One step over `batches`, each a micro-batch."""
+    optimizer = optimizer or build_optimizer(model, OptimSettings())
+    settings = {"count": len(batches), "lr": 1e-2, "grad_clip": 1.0, "bias_update_speed": 1e-3} | changes
+    return train_step(model, optimizer, batches, **settings)
 
 
 def recipe(folder: Path, *overrides: str) -> Recipe:
