@@ -47,7 +47,7 @@ class Display:
 
     def note(self, text: str) -> None:
         """Print a line above the bar."""
-        self.console.print(text, highlight=False)
+        self.console.print(text, highlight=False, soft_wrap=True)
 
     def show(self, counters: Counters, record: dict[str, Any]) -> None:
         """Show one step."""
