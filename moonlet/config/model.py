@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from moonlet.config.kinds import check_kinds
+from moonlet.config.linear_attention import LinearAttention, read_linear_attention
 from moonlet.config.nearest import unknown
 from moonlet.config.official import read_official, write_official
 from moonlet.config.rope_scaling import RopeScaling, read_scaling
@@ -54,6 +55,9 @@ class ModelConfig:
     qk_nope_head_dim: int = 128
     qk_rope_head_dim: int = 64
     v_head_dim: int = 128
+    mla_use_nope: bool = False  # nothing is rotated: the part that rope would turn stays as it is
+    # KDA instead of attention in some layers; null: in none.
+    linear_attn_config: LinearAttention | None = None
     # Channel mixing: the first layers are dense, the others a mixture of experts.
     intermediate_size: int = 18432
     moe_intermediate_size: int = 2048
@@ -230,15 +234,19 @@ class ModelConfig:
         """
         return bool(self.n_routed_experts) and layer >= self.first_k_dense_replace and layer % self.moe_layer_freq == 0
 
+    def is_kda(self, layer: int) -> bool:
+        """Whether layer `layer` (0-indexed) is Kimi delta attention."""
+        return self.linear_attn_config is not None and layer + 1 in self.linear_attn_config.kda_layers
+
     def replace(self, **changes: Any) -> ModelConfig:
         """Return a copy with some fields changed; an unknown field is a ValueError naming the nearest valid one."""
         valid = field_names()
         for name in changes:
             if name not in valid:
                 raise unknown("model setting", name, valid)
-        scaling = changes.get("rope_scaling")
-        if isinstance(scaling, Mapping):
-            changes["rope_scaling"] = read_scaling(scaling)
+        for name, read in (("rope_scaling", read_scaling), ("linear_attn_config", read_linear_attention)):
+            if isinstance(changes.get(name), Mapping):
+                changes[name] = read(changes[name])
         return replace(self, **changes)
 
     @classmethod
@@ -276,7 +284,11 @@ class ModelConfig:
     def settings(self) -> dict[str, Any]:
         """Every field but `source`, as plain values: what a recipe holds."""
         out = {name: getattr(self, name) for name in field_names()}
-        return out | {"rope_scaling": self.rope_scaling.to_dict() if self.rope_scaling else None}
+        linear = self.linear_attn_config
+        return out | {
+            "rope_scaling": self.rope_scaling.to_dict() if self.rope_scaling else None,
+            "linear_attn_config": linear.to_dict(self.num_hidden_layers) if linear else None,
+        }
 
 
 def field_names() -> list[str]:

@@ -1,0 +1,97 @@
+"""The gated delta rule of Kimi delta attention (arXiv 2510.26692): a matrix a head that forgets, and corrects itself.
+
+    S'  = Diag(e^g_t) S_{t-1}                    each key channel decays by itself, before anything is read
+    S_t = S' + beta_t k_t (v_t - S'^T k_t)^T     what k_t recalls is moved towards v_t by beta_t
+    o_t = scale S_t^T q_t
+
+B batch, T time, H heads, K key width, V value width, S [K, V].
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from moonlet.ops.dispatch import implementation, register
+
+
+def delta_rule(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    *,
+    scale: float | None = None,
+    state: Tensor | None = None,
+    documents: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Run the recurrence over T tokens.
+
+    Args:
+        q: [B, T, H, K], any float dtype; normalised by the caller, as k is.
+        k: [B, T, H, K], same dtype.
+        v: [B, T, H, V], same dtype.
+        g: [B, T, H, K], fp32 (or fp64), logarithm of the decay, at most 0.
+        beta: [B, T, H], fp32 (or fp64), how far a value is corrected, 0..1.
+        scale: of the queries; None: K^-1/2.
+        state: [B, H, K, V], fp32 (or fp64), before the first token; None: zeros. It is not changed.
+        documents: int64 [B, T], which document each token belongs to; a token that belongs to another document than
+            the one before it begins from zeros. The first token continues `state`. None: one document a row.
+
+    Returns:
+        o [B, T, H, V] in q's dtype, and the state after the last token, [B, H, K, V] in g's dtype.
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return implementation("delta_rule", choose(q))(q, k, v, g, beta, scale, state, documents)  # type: ignore[no-any-return]
+
+
+def choose(q: Tensor) -> str:
+    return "reference"
+
+
+def delta_step(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor, *, scale: float | None = None
+) -> Tensor:
+    """One token of the recurrence, the state changed in place; no gradient.
+
+    Args:
+        q, k, v, g, beta: as in `delta_rule`, without the axis T.
+        state: [B, H, K, V], fp32; may be a view.
+
+    Returns:
+        o [B, H, V] in q's dtype.
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    k, v = k.to(state.dtype), v.to(state.dtype)
+    state *= g.exp()[..., None]
+    error = v - torch.einsum("bhkv,bhk->bhv", state, k)
+    state += (k * beta[..., None])[..., None] * error[..., None, :]
+    return torch.einsum("bhkv,bhk->bhv", state, q.to(state.dtype) * scale).to(q.dtype)
+
+
+@register("delta_rule", "reference")
+def reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    scale: float,
+    state: Tensor | None,
+    documents: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The law: one token after the other, in the dtype of g."""
+    B, T, H, K = q.shape
+    dtype = g.dtype
+    S = g.new_zeros(B, H, K, v.shape[-1]) if state is None else state.to(dtype)
+    out = []
+    for t in range(T):
+        if documents is not None and t:
+            S = S * (documents[:, t] == documents[:, t - 1]).to(dtype)[:, None, None, None]
+        q_t, k_t, v_t = (x[:, t].to(dtype) for x in (q, k, v))  # (B, H, K), (B, H, K), (B, H, V)
+        S = S * g[:, t, :, :, None].exp()
+        error = v_t - torch.einsum("bhkv,bhk->bhv", S, k_t)
+        S = S + (beta[:, t, :, None] * k_t)[..., None] * error[..., None, :]
+        out.append(torch.einsum("bhkv,bhk->bhv", S, q_t * scale))
+    return torch.stack(out, 1).to(q.dtype), S
