@@ -34,6 +34,7 @@ from moonlet.optim.optimizer import build_optimizer
 from moonlet.plot.loss import draw_loss
 from moonlet.text.tokenizer import Tokenizer
 from moonlet.train.checkpoint import clean_leftovers, newest_good
+from moonlet.train.estimate import check_room
 from moonlet.train.loop import Hooks, Trainer
 from moonlet.train.metrics import read_metrics
 from moonlet.train.precision import compute_dtype, pick_device
@@ -54,7 +55,12 @@ class Outcome:
 
 
 def start(recipe: Recipe, out: Path, console: Console) -> Outcome:
-    """Make the run folder `out` and train in it; raises ValueError when it holds something already."""
+    """Make the run folder `out` and train in it.
+
+    Raises:
+        ValueError: the folder holds something already, or the model is too large for this machine.
+    """
+    check_room(recipe)
     return go_on(Run.create(out, recipe), console)
 
 

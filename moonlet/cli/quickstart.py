@@ -11,10 +11,11 @@ import typer
 def quickstart(
     out: Annotated[Path | None, typer.Option(help="The run folder to make.", show_default="runs/quickstart")] = None,
     minutes: Annotated[float | None, typer.Option(help="Training time.", show_default="the recipe's")] = None,
+    model: Annotated[str | None, typer.Option(help="A preset to train.", show_default="k2-nano")] = None,
 ) -> None:
-    """Make a corpus, train a small Kimi K2 on it, and tell three stories: under six minutes on two CPU cores.
+    """Make a corpus, train a small Kimi on it, and tell three stories: under six minutes on two CPU cores.
 
-    Example: `moonlet quickstart --out runs/first`
+    Example: `moonlet quickstart --model linear-nano --out runs/first`
     """
     from rich.console import Console
     from rich.padding import Padding
@@ -27,7 +28,8 @@ def quickstart(
     from moonlet.config.quickstart import QUICKSTART
 
     console = Console()
-    recipe = recipe_from_dict(QUICKSTART, [f"train.minutes={minutes}"] if minutes is not None else [])
+    changes = {"train.minutes": minutes, "model.preset": model}
+    recipe = recipe_from_dict(QUICKSTART, [f"{key}={value}" for key, value in changes.items() if value is not None])
     outcome = job.start(recipe, out or fresh_folder("quickstart"), console)
     path = outcome.run.path
     if outcome.bits is None:
@@ -36,9 +38,9 @@ def quickstart(
     from moonlet.folder import load
     from moonlet.generate import generate, lay_out
 
-    model, tokenizer = load(path)
-    lay_out(model)
-    stories = generate(model, tokenizer, ["", "", ""], max_new_tokens=400, temperature=0.5, top_p=0.95, seed=1)
+    trained, tokenizer = load(path)
+    lay_out(trained)
+    stories = generate(trained, tokenizer, ["", "", ""], max_new_tokens=400, temperature=0.5, top_p=0.95, seed=1)
     for number, story in enumerate(stories, 1):
         console.print(Rule(f"story {number}", style="dim"))
         console.print(Padding(story, (0, 2)), highlight=False, markup=False)

@@ -162,6 +162,26 @@ def plan_run(recipe: Recipe, out: Path) -> Plan:
     )
 
 
+def check_room(recipe: Recipe) -> None:
+    """Refuse a run whose weights, gradients and optimizer state alone are more than the memory that is free.
+
+    Raises:
+        ValueError: with both sizes.
+    """
+    device = pick_device(recipe.train.device)
+    available = _available(device)
+    m = training_memory(
+        recipe.model, shapes(recipe.model), optimizer=recipe.optim.kind, batch=1, seq_len=1, dtype=torch.float32,
+        device=device,
+    )  # fmt: skip
+    held = m.weights + m.gradients + m.optimizer
+    if available is not None and held > available:
+        raise ValueError(
+            f"training this model takes {held / 2**30:,.1f} GiB for weights, gradients and optimizer alone, and "
+            f"{available / 2**30:,.1f} GiB are free on {device}; choose a smaller model"
+        )
+
+
 def step_speed(
     recipe: Recipe,
     device: torch.device,

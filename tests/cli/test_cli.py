@@ -39,6 +39,13 @@ def test_every_help_has_an_example(verb: str) -> None:
     assert "Example" in done.stdout
 
 
+def test_quickstart_names_the_nearest_preset(tmp_path: Path) -> None:
+    done = moonlet("quickstart", "--model", "k2-nanno", "--out", tmp_path / "run")
+    assert done.returncode == 2
+    assert "k2-nano" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_help_imports_no_torch() -> None:
     code = (
         "import sys; sys.argv = ['moonlet', '--help']\n"

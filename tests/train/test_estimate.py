@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from moonlet.cli import job
 from moonlet.cli.train import train
 from moonlet.config import Recipe, recipe_from_dict, toml
 from moonlet.model.count import count, shapes
@@ -169,6 +170,15 @@ def test_a_model_without_room_is_said_not_to_fit(tmp_path: Path, monkeypatch: py
     assert not plan.speed.measured
     rows = dict(plan_rows(plan))
     assert "does not fit" in rows["memory"]
+
+
+def test_a_run_without_room_is_refused_before_its_folder_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "_available", lambda device: 2**20)
+    with pytest.raises(ValueError, match=r"GiB are free on cpu"):
+        job.pretrain(recipe_of(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_json_without_dry_run_is_refused(recipe_file: Path) -> None:
