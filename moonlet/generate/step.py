@@ -16,21 +16,25 @@ B rows, S longest row with the new token; other letters as in model/mla.py and m
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moonlet.model.cache import Cache
+from moonlet.generate.kda_step import KDAStep
+from moonlet.model.cache import Cache, DeltaCache, KeyValueCache, LatentCache, LayerCache
 from moonlet.model.ffn import SwiGLU
 from moonlet.model.gqa import GQA
+from moonlet.model.kda import KDA
 from moonlet.model.layer import Layer
 from moonlet.model.linear import Linear, TiedHead
 from moonlet.model.mla import MLA
 from moonlet.model.model import CausalLM
 from moonlet.model.moe import Experts, MoE
 from moonlet.model.norm import RMSNorm
+from moonlet.model.rope import Rope
 from moonlet.model.router import Router
 from moonlet.ops.experts import experts
 
@@ -96,7 +100,7 @@ class Step:
         else:
             groups, xs = [(cache, self._ends(cache))], [x]
         for i, layer in enumerate(self._layers):
-            xs = [layer(x, part.layers[i].entries, ends) for x, (part, ends) in zip(xs, groups, strict=True)]
+            xs = [layer(x, part.layers[i], ends) for x, (part, ends) in zip(xs, groups, strict=True)]
         cache.advance(1)
         return torch.cat([torch.mm(self._norm(x), self._head) for x in xs])
 
@@ -111,20 +115,22 @@ class Step:
             hidden = torch.arange(S, device=device) > start[:, None]  # (B, S)
             bias = torch.zeros(hidden.shape, dtype=self._dtype, device=device)
             bias = bias.masked_fill_(hidden, float("-inf"))[:, None]  # (B, 1, S)
-        return _Ends(start, S, bias, self._turn(start, S, device))
+        empty = None if min(lengths) else cache.lengths.to(device) == 0
+        turn = None if self._rope is None else self._turn(self._rope, start, S, device)
+        return _Ends(start, S, bias, turn, empty)
 
-    def _turn(self, start: int | Tensor, S: int, device: torch.device) -> Tensor:
-        if self._rope.reaches(S):
-            return self._table(S, device)[start][..., None, :]
-        cos, sin = self._rope(start, 1, device)  # the length itself decides, so no table holds it
+    def _turn(self, rope: Rope, start: int | Tensor, S: int, device: torch.device) -> Tensor:
+        if rope.reaches(S):
+            return self._table(rope, S, device)[start][..., None, :]
+        cos, sin = rope(start, 1, device)  # the length itself decides, so no table holds it
         return torch.complex(cos, sin)
 
-    def _table(self, end: int, device: torch.device) -> Tensor:
+    def _table(self, rope: Rope, end: int, device: torch.device) -> Tensor:
         """Rotations of positions 0, 1, ... (at least `end`) as complex numbers, [positions, P/2]."""
         if self._turns is None or self._turns.shape[0] < end or self._turns.device != device:
             size = max(256, 1 << (end - 1).bit_length())
-            size = size if self._rope.reaches(size) else self._rope.trained
-            self._turns = torch.complex(*self._rope(0, size, device))
+            size = size if rope.reaches(size) else rope.trained
+            self._turns = torch.complex(*rope(0, size, device))
         return self._turns
 
 
@@ -136,23 +142,43 @@ class _Ends(NamedTuple):
     S: int
     bias: Tensor
     """What is added to the attention logits: compute dtype, broadcast to [B, H, S]."""
-    turn: Tensor
-    """Rotation of the new position, complex [1 or B, 1, P/2]."""
+    turn: Tensor | None
+    """Rotation of the new position, complex [1 or B, 1, P/2]; None: nothing is turned."""
+    empty: Tensor | None
+    """Rows without a token before the new one, bool [B]; None: there are none."""
 
 
 class _LayerStep:
     def __init__(self, layer: Layer, dtype: torch.dtype) -> None:
         self.norm_mix = _Norm(layer.input_layernorm, dtype)
-        mix = layer.self_attn
-        self.mix = _GQAStep(mix, dtype) if isinstance(mix, GQA) else _MLAStep(mix, dtype)
+        self.mix = _mix_step(layer.self_attn, dtype)
         self.norm_channels = _Norm(layer.post_attention_layernorm, dtype)
         mlp = layer.mlp
         self.channels = _MoEStep(mlp, dtype) if isinstance(mlp, MoE) else _FFNStep.of(mlp, dtype)
 
-    def __call__(self, x: Tensor, entries: Tensor, ends: _Ends) -> Tensor:
-        """x [B, D], entries as the layer's cache holds them -> [B, D]"""
-        x = x + self.mix(self.norm_mix(x), entries, ends)
+    def __call__(self, x: Tensor, cache: LayerCache, ends: _Ends) -> Tensor:
+        """[B, D] -> [B, D]"""
+        x = x + self.mix(self.norm_mix(x), cache, ends)
         return x + self.channels(self.norm_channels(x))
+
+
+def _mix_step(mix: MLA | GQA | KDA, dtype: torch.dtype) -> Callable[[Tensor, LayerCache, _Ends], Tensor]:
+    """The step of a layer's mixer, which knows its own kind of cache."""
+    if isinstance(mix, KDA):
+        kda = KDAStep(mix, dtype)
+
+        def recur(x: Tensor, cache: LayerCache, ends: _Ends) -> Tensor:
+            assert isinstance(cache, DeltaCache)
+            return kda(x, cache, ends.empty)
+
+        return recur
+    attention = _GQAStep(mix, dtype) if isinstance(mix, GQA) else _MLAStep(mix, dtype)
+
+    def attend(x: Tensor, cache: LayerCache, ends: _Ends) -> Tensor:
+        assert isinstance(cache, LatentCache | KeyValueCache)
+        return attention(x, cache.entries, ends)
+
+    return attend
 
 
 def _matrix(linear: Linear | TiedHead | Router, dtype: torch.dtype) -> Tensor:
@@ -181,7 +207,7 @@ class _Norm:
 class _MLAStep:
     def __init__(self, mla: MLA, dtype: torch.dtype) -> None:
         self.H, self.K, self.R, self.P, self.V = mla.heads, mla.K, mla.R, mla.P, mla.V
-        self.scale = mla.scale
+        self.scale, self.turns = mla.scale, mla.turns
         if mla.query_is_low_rank:
             self.q_a: Tensor | None = _matrix(mla.q_a_proj, dtype)
             self.q_a_norm = _Norm(mla.q_a_layernorm, dtype)
@@ -198,18 +224,21 @@ class _MLAStep:
     def __call__(self, x: Tensor, entries: Tensor, ends: _Ends) -> Tensor:
         """x [B, D], entries [B, max_len, R+P] -> [B, D]"""
         B, R = x.shape[0], self.R
-        start, S, bias, turn = ends
+        start, S, bias = ends.start, ends.S, ends.bias
+        turn = ends.turn if self.turns else None
         q = x if self.q_a is None else self.q_a_norm(torch.mm(x, self.q_a))
         q = torch.mm(q, self.q_b).view(B, self.H, -1)  # (B, H, K+P)
         new = torch.mm(x, self.kv_a)  # (B, R+P)
-        new = torch.cat((self.kv_a_norm(new[:, :R]), _turned(new[:, None, R:], turn)[:, 0]), -1)
+        k_rope = new[:, R:] if turn is None else _turned(new[:, None, R:], turn)[:, 0]
+        new = torch.cat((self.kv_a_norm(new[:, :R]), k_rope), -1)
         if isinstance(start, int):
             entries[:, start] = new
         else:
             entries[torch.arange(B, device=x.device), start] = new
         seen = entries[:, :S]  # (B, S, R+P)
         q_latent = torch.bmm(q[:, :, : self.K].transpose(0, 1), self.w_k).transpose(0, 1)  # (B, H, R)
-        q = torch.cat((q_latent, _turned(q[:, :, self.K :], turn)), -1)  # (B, H, R+P)
+        q_rope = q[:, :, self.K :]
+        q = torch.cat((q_latent, q_rope if turn is None else _turned(q_rope, turn)), -1)  # (B, H, R+P)
         logits = torch.baddbmm(bias, q, seen.transpose(1, 2), alpha=self.scale)  # (B, H, S)
         u = torch.bmm(logits.softmax(-1), seen[:, :, :R])  # (B, H, R)
         v = torch.bmm(u.transpose(0, 1), self.w_v)  # (H, B, V)
@@ -224,7 +253,8 @@ class _GQAStep:
     def __call__(self, x: Tensor, entries: Tensor, ends: _Ends) -> Tensor:
         """x [B, D], entries [2, B, G, max_len, K] -> [B, D]"""
         B, H, G, K = x.shape[0], self.H, self.G, self.K
-        start, S, bias, turn = ends
+        start, S, bias, turn = ends.start, ends.S, ends.bias, ends.turn
+        assert turn is not None
         qk = torch.cat((torch.mm(x, self.q), torch.mm(x, self.k)), -1).view(B, H + G, K)
         qk = _turned_halves(qk, turn)
         new = torch.stack((qk[:, H:], torch.mm(x, self.v).view(B, G, K)))  # (2, B, G, K)

@@ -38,7 +38,7 @@ class GQA(nn.Module):
     def forward(
         self,
         x: Tensor,
-        rotation: Rotation,
+        rotation: Rotation | None,
         start: int | Tensor = 0,
         cache: KeyValueCache | None = None,
         documents: Tensor | None = None,
@@ -55,6 +55,7 @@ class GQA(nn.Module):
         Returns:
             [B, T, D]
         """
+        assert rotation is not None, "keys without position are MLA's alone"
         B, T, _ = x.shape
         q = rotate_halves(self.q_proj(x).view(B, T, self.heads, self.K), rotation).transpose(1, 2)  # (B, H, T, K)
         k = rotate_halves(self.k_proj(x).view(B, T, self.groups, self.K), rotation).transpose(1, 2)  # (B, G, T, K)

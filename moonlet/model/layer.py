@@ -11,14 +11,18 @@ from moonlet.config import ModelConfig
 from moonlet.model.cache import LayerCache
 from moonlet.model.ffn import SwiGLU
 from moonlet.model.gqa import GQA
+from moonlet.model.kda import KDA
 from moonlet.model.mla import MLA
 from moonlet.model.moe import MoE
 from moonlet.model.norm import RMSNorm
 from moonlet.model.rope import Rotation
 
 
-def token_mixer(config: ModelConfig, layer: int) -> MLA | GQA:
-    """The attention of layer `layer` (0-indexed): over latents, or over grouped keys and values."""
+def token_mixer(config: ModelConfig, layer: int) -> MLA | GQA | KDA:
+    """What mixes the tokens of layer `layer` (0-indexed): the delta rule, or attention over latents or over grouped
+    keys and values."""
+    if config.is_kda(layer):
+        return KDA(config)
     return GQA(config) if config.kv_lora_rank is None else MLA(config)
 
 
@@ -40,7 +44,7 @@ class Layer(nn.Module):
     def forward(
         self,
         x: Tensor,
-        rotation: Rotation,
+        rotation: Rotation | None,
         start: int | Tensor,
         cache: LayerCache | None,
         documents: Tensor | None = None,

@@ -8,6 +8,9 @@
 Only c and the turned k_rope are cached. Expanded: k and v are formed from c, best for many queries. Absorbed: W_kvb's
 key half moves into the query and its value half behind the attention, so that every head attends to the cached
 entries themselves, best for the few queries of a decode step. Both give the same numbers.
+
+With `mla_use_nope` (Kimi Linear) nothing is turned: the P-wide slices stay as they are and position is left to the
+other layers. The scale is then (K + P)^-1/2.
 """
 
 from __future__ import annotations
@@ -29,7 +32,10 @@ ABSORB_UP_TO = 8
 
 
 class MLA(nn.Module):
-    """Token mixing of Kimi-K2, Moonlight and DeepSeek-V3. Parameter names are the checkpoint's."""
+    """Token mixing of Kimi-K2, Moonlight and DeepSeek-V3, and of one layer in four of Kimi Linear.
+
+    Parameter names are the checkpoint's.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -37,7 +43,8 @@ class MLA(nn.Module):
         self.heads = config.num_attention_heads
         self.K, self.P, self.V = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
         self.R = config.kv_lora_rank
-        self.scale = config.softmax_scale
+        self.turns = not config.mla_use_nope
+        self.scale = config.softmax_scale if self.turns else config.qk_head_dim**-0.5
         D, H = config.hidden_size, self.heads
         if config.q_lora_rank is None:
             self.q_proj = Linear(D, H * (self.K + self.P))
@@ -55,7 +62,7 @@ class MLA(nn.Module):
     def forward(
         self,
         x: Tensor,
-        rotation: Rotation,
+        rotation: Rotation | None,
         start: int | Tensor = 0,
         cache: LatentCache | None = None,
         documents: Tensor | None = None,
@@ -64,7 +71,7 @@ class MLA(nn.Module):
 
         Args:
             x: [B, T, D], already normed.
-            rotation: of the T positions.
+            rotation: of the T positions; not looked at with `mla_use_nope`.
             start: tokens in the cache before these, int or int64 [B].
             cache: this layer's, or None to attend among the T tokens only.
             documents: int64 [B, T]; tokens see their own document only. Without a cache.
@@ -76,10 +83,12 @@ class MLA(nn.Module):
         q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x))) if self.query_is_low_rank else self.q_proj(x)
         q = q.view(B, T, self.heads, self.K + self.P)
         q_nope, q_rope = q.split((self.K, self.P), -1)
-        q_rope = rotate(q_rope, rotation)  # (B, T, H, P)
         latent, k_rope = self.kv_a_proj_with_mqa(x).split((self.R, self.P), -1)
         latent = self.kv_a_layernorm(latent)  # (B, T, R)
-        k_rope = rotate(k_rope.unsqueeze(2), rotation).squeeze(2)  # (B, T, P)
+        if self.turns:
+            assert rotation is not None
+            q_rope = rotate(q_rope, rotation)  # (B, T, H, P)
+            k_rope = rotate(k_rope.unsqueeze(2), rotation).squeeze(2)  # (B, T, P)
         if cache is None:
             peaks = self.peaks if self.training else None
             out = self.expanded(q_nope, q_rope, latent, k_rope, start, documents, peaks)

@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moonlet.config import ModelConfig
-from moonlet.model.cache import Cache, KeyValueCache, LatentCache, LayerCache
+from moonlet.model.cache import Cache, DeltaCache, KeyValueCache, LatentCache, LayerCache
 from moonlet.model.layer import Layer
 from moonlet.model.linear import Linear, TiedHead
 from moonlet.model.norm import RMSNorm
-from moonlet.model.rope import Rope
+from moonlet.model.rope import rope_of
 from moonlet.ops.loss import cross_entropy, token_losses
 
 
@@ -38,7 +38,7 @@ class Decoder(nn.Module):
 
 
 class CausalLM(nn.Module):
-    """A Kimi-K2, Moonlight or DeepSeek-V3 of any size, or its like with grouped-query attention.
+    """A Kimi-K2, Kimi Linear, Moonlight or DeepSeek-V3 of any size, or its like with grouped-query attention.
 
     `compute_dtype` is what activations flow in; None follows the embedding's dtype. Weights of another dtype are cast
     where they are used.
@@ -54,7 +54,7 @@ class CausalLM(nn.Module):
         else:
             self.lm_head = Linear(config.hidden_size, config.vocab_size)
         self.compute_dtype: torch.dtype | None = None
-        self._rope = Rope(config)
+        self._rope = rope_of(config)
 
     @property
     def device(self) -> torch.device:
@@ -81,11 +81,11 @@ class CausalLM(nn.Module):
         elif self.config.context_limit < T:
             raise ValueError(f"{T} tokens exceed {_limit(self.config)}")
         x = self.model.embed_tokens(tokens).to(self.dtype)  # (B, T, D)
-        rotation = self._rope(start, T, tokens.device)
+        rotation = None if self._rope is None else self._rope(start, T, tokens.device)
         for i, layer in enumerate(self.model.layers):
             x = layer(x, rotation, start, None if cache is None else cache.layers[i], documents)
         if cache is not None:
-            cache.advance(T)
+            cache.settle(T)
         out: Tensor = self.model.norm(x)
         return out
 
@@ -137,15 +137,23 @@ class CausalLM(nn.Module):
             raise ValueError(
                 f"a cache of {batch} rows and {max_len} positions; rows must be at least 1 and positions in 1..{limit}"
             )
-        layers: list[LayerCache] = []
-        for _ in range(config.num_hidden_layers):
-            if config.kv_lora_rank is None:
-                shape: tuple[int, ...] = (2, batch, config.num_key_value_heads, max_len, config.head_dim)
-                layers.append(KeyValueCache(torch.zeros(shape, dtype=self.dtype, device=self.device)))
-            else:
-                shape = (batch, max_len, config.kv_lora_rank + config.qk_rope_head_dim)
-                layers.append(LatentCache(torch.zeros(shape, dtype=self.dtype, device=self.device)))
+        layers = [self._layer_cache(i, batch, max_len) for i in range(config.num_hidden_layers)]
         return Cache(layers, torch.zeros(batch, dtype=torch.int64), max_len)
+
+    def _layer_cache(self, layer: int, batch: int, max_len: int) -> LayerCache:
+        config = self.config
+
+        def zeros(*shape: int, dtype: torch.dtype = self.dtype) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=self.device)
+
+        if config.is_kda(layer):
+            linear = config.linear_attn_config
+            assert linear is not None
+            state = zeros(batch, linear.num_heads, linear.head_dim, linear.head_dim, dtype=torch.float32)
+            return DeltaCache(state, zeros(batch, linear.short_conv_kernel_size - 1, 3 * linear.width))
+        if config.kv_lora_rank is None:
+            return KeyValueCache(zeros(2, batch, config.num_key_value_heads, max_len, config.head_dim))
+        return LatentCache(zeros(batch, max_len, config.kv_lora_rank + config.qk_rope_head_dim))
 
 
 def _limit(config: ModelConfig) -> str:

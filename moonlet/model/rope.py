@@ -111,6 +111,12 @@ class Rope:
         return known
 
 
+def rope_of(config: ModelConfig) -> Rope | None:
+    """The rope of a model; None where nothing is turned: MLA without position, or no attention at all."""
+    still = config.mla_use_nope and config.kv_lora_rank is not None
+    return None if still or all(map(config.is_kda, range(config.num_hidden_layers))) else Rope(config)
+
+
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """Turn the interleaved pairs of x: [B, T, H, P] -> the same shape and dtype; the arithmetic is fp32."""
     cos, sin = rotation[0].unsqueeze(-2), rotation[1].unsqueeze(-2)  # (T, 1, P/2)
