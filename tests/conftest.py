@@ -17,6 +17,7 @@ import pytest
 from hypothesis import settings
 
 from moonlet.config import ModelConfig
+from moonlet.config.linear_attention import LinearAttention
 
 settings.register_profile("moonlet", deadline=None, derandomize=True, database=None, max_examples=40)
 settings.load_profile("moonlet")
@@ -46,6 +47,13 @@ TINY: dict[str, Any] = {
 }
 # What makes grouped-query attention of it; two heads of keys, and a width that the hidden size does not give.
 GQA: dict[str, Any] = {"kv_lora_rank": None, "num_key_value_heads": 2, "head_dim": 14}
+# Kimi Linear: three layers of KDA to one of MLA without position.
+HYBRID: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "q_lora_rank": None,
+    "mla_use_nope": True,
+    "linear_attn_config": LinearAttention(head_dim=6, num_heads=3, kda_layers=(1, 2, 3)),
+}
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moonlet.config import ModelConfig
@@ -22,7 +23,7 @@ from moonlet.model.cache import DeltaCache
 from moonlet.model.linear import Linear
 from moonlet.model.rope import Rotation
 from moonlet.ops.delta import delta_rule
-from moonlet.ops.gates import gated_norm, log_decay
+from moonlet.ops.gated_norm import gated_norm
 from moonlet.ops.short_conv import last_inputs, short_conv
 
 
@@ -93,8 +94,7 @@ class KDA(nn.Module):
         state, before = (None, None) if cache is None else cache.read(start)
         inputs = [self.q_proj(x), self.k_proj(x), self.v_proj(x)]  # (B, T, HK) each
         q, k, v = self._convolved(inputs, before, documents)
-        f = self.f_b_proj(self.f_a_proj(x)).view(B, T, self.heads, self.K)
-        g = log_decay(f, self.A_log.view(-1), self.dt_bias.view(self.heads, self.K))  # (B, T, H, K)
+        g = self._log_decay(x)
         beta = self.b_proj(x).to(g.dtype).sigmoid()  # (B, T, H)
         o, state = delta_rule(q, k, v, g, beta, state=state, documents=documents)
         if cache is not None:
@@ -118,6 +118,13 @@ class KDA(nn.Module):
             for x, conv, width, old in zip(inputs, filters, widths, known, strict=True)
         )
         return q, k, v
+
+    def _log_decay(self, x: Tensor) -> Tensor:
+        """[B, T, H, K], fp32, at most 0."""
+        f = self.f_b_proj(self.f_a_proj(x))
+        softplus = F.softplus(f.to(torch.promote_types(f.dtype, torch.float32)) + self.dt_bias)  # (B, T, HK)
+        g: Tensor = softplus.view(*x.shape[:2], self.heads, self.K) * -self.A_log.exp()
+        return g
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> KDA:
         """Move or cast the module; A_log and dt_bias stay fp32, as rates lie too close together for less.

@@ -229,7 +229,7 @@ def _taps(weight: Tensor, x: Tensor) -> Tensor:
 
 
 def _arithmetic(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _tiles(x: Tensor) -> Iterator[tuple[slice, int, int]]:

@@ -2,7 +2,8 @@
 
 A parameter [..., rows, columns] is a stack of matrices. A fused `gate_up_proj` [E, 2I, D] holds two maps an expert,
 gate above up. Per-Head Muon (Kimi K3, arXiv 2607.24653 section 2.5) also cuts the projections of queries, keys and
-values into the rows of each head: [H (K+P), in] into H, kv_b_proj [H (K+V), R] into H of keys and H of values.
+values into the rows of each head: [H (K+P), in] into H, kv_b_proj [H (K+V), R] into H of keys and H of values. KDA's
+three are cut into its own heads; its gates' matrices are not.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Size, Tensor, nn
 
 from moonlet.model.gqa import GQA
+from moonlet.model.kda import KDA
 from moonlet.model.mla import MLA
 from moonlet.optim.groups import group_of
 
@@ -71,6 +73,6 @@ def _head_cuts(module: nn.Module) -> dict[str, Cut]:
     if isinstance(module, MLA):
         query = "q_b_proj" if module.query_is_low_rank else "q_proj"
         return {query: _heads(module.K + module.P), "kv_b_proj": _heads(module.K, module.V)}
-    if isinstance(module, GQA):
+    if isinstance(module, GQA | KDA):
         return dict.fromkeys(("q_proj", "k_proj", "v_proj"), _heads(module.K))
     return {}
