@@ -10,11 +10,11 @@ import torch
 
 from moonlet.ops.attention import products, reference, sdpa
 from moonlet.ops.dispatch import force
-from tests.conftest import GQA
+from tests.conftest import GQA, HYBRID
 
 
 @pytest.mark.parametrize("kind", ["reference", "sdpa", "products", "grouped"])
-@pytest.mark.parametrize("changes", [{}, GQA], ids=["mla", "gqa"])
+@pytest.mark.parametrize("changes", [{}, GQA, HYBRID], ids=["mla", "gqa", "kda"])
 def test_a_packed_document_equals_the_document_alone(
     tiny_model: Callable[..., Any], kind: str, changes: dict[str, Any]
 ) -> None:
