@@ -200,29 +200,27 @@ class _Segment:
 
     def _run(self, S: Tensor) -> tuple[Tensor, Tensor]:
         """The loop: states before each chunk and after the last, [n + 1, BH, K, V], and E [n, BH, C, V]."""
-        C = self.chunk
         states = S.new_empty(self.n + 1, *S.shape)
         states[0] = S
-        E = torch.empty_like(self._by_chunk(self.v))
         values = self._by_chunk(self.v)
-        for i in range(self.n):
-            S, after, writes = states[i], states[i + 1], self.writes[i].transpose(1, 2)
-            wrong = torch.baddbmm(values[i], self.reads[i, :, :C], S, alpha=-1)
-            torch.bmm(self.solve[i], wrong, out=E[i])
-            kept = self._kept(S, i)
+        E = torch.empty_like(values)
+        # Lists: indexing a tensor in the loop costs as much as a small product.
+        state, keys, writes = states.unbind(), self.reads[:, :, : self.chunk].unbind(), self.writes.mT.unbind()
+        rows = zip(keys, writes, self.solve.unbind(), self.left.unbind(), values.unbind(), E.unbind(), strict=True)
+        for i, (x, w, solve, left, value, found) in enumerate(rows):
+            torch.bmm(solve, torch.baddbmm(value, x, state[i], alpha=-1), out=found)
+            kept = self._kept(state[i], i)
             if self.tiles.whole:
-                torch.baddbmm(kept, writes, E[i], out=after)
-                after *= self.left[i]
+                torch.baddbmm(kept, w, found, out=state[i + 1]).mul_(left)
             else:
-                torch.mul(kept, self.left[i], out=after)
-                after.baddbmm_(writes, E[i])
+                torch.mul(kept, left, out=state[i + 1]).baddbmm_(w, found)
         return states, E
 
     def _kept(self, S: Tensor, i: int) -> Tensor:
         """A state [BH, K, V] without the rows whose document ends in chunk i."""
         if self.masks is None:
             return S
-        return S.unflatten(0, (self.B, self.H)).masked_fill(self.masks.over[i], 0).flatten(0, 1)
+        return S.view(self.B, self.H, *S.shape[1:]).masked_fill(self.masks.over[i], 0).flatten(0, 1)
 
     def forward(self, S: Tensor, scale: float, out: Tensor) -> Tensor:
         """Write the output [B, tokens, H, V] into out; returns the state after the segment, [BH, K, V]."""
@@ -256,13 +254,27 @@ class _Segment:
         behind = torch.empty_like(states[1:])  # gradients of the states after each chunk
         written = torch.empty_like(behind) if self.tiles.whole else behind  # of w^T E
         behind[-1] = dS
+        wrong = read[:, :, :C].unbind()
+        rows = list(
+            zip(
+                self.reads.mT.unbind(),
+                self.writes.unbind(),
+                self.solve.mT.unbind(),
+                self.left.unbind(),
+                dE.unbind(),
+                read.unbind(),
+                behind.unbind(),
+                written.unbind(),
+                strict=True,
+            )
+        )
         for i in reversed(range(self.n)):
-            scaled = torch.mul(behind[i], self.left[i], out=written[i] if self.tiles.whole else None)
-            dE[i].baddbmm_(self.writes[i], written[i])
-            torch.neg(torch.bmm(self.solve[i].transpose(1, 2), dE[i]), out=read[i, :, :C])
-            before = torch.baddbmm(self._kept(scaled, i), self.reads[i].transpose(1, 2), read[i])
+            x, w, solve, left, d_found, d_read, after, d_written = rows[i]
+            scaled = torch.mul(after, left, out=d_written if self.tiles.whole else None)
+            torch.neg(torch.bmm(solve, d_found.baddbmm_(w, d_written)), out=wrong[i])
+            dS = torch.baddbmm(self._kept(scaled, i), x, d_read)
             if i:
-                behind[i - 1] = before
+                behind[i - 1] = dS
         logs = (states[1:] * behind).sum(-1) if self.tiles.whole else self._surviving(states[:-1] * behind)
         read, states, E = read.view(N, 2 * C, V), states[:-1].flatten(0, 1), E.flatten(0, 1)
         seen = delta_tiles.keep_earlier(torch.bmm(read, E.transpose(1, 2)).view(N, 2, C, C))
@@ -280,12 +292,11 @@ class _Segment:
         dk.addcmul_(dw, self.beta)
         for grad, place in zip((dq, dk, dv, dg, d_beta), (*out[:4], out[4][..., None]), strict=True):
             self._store(grad, place)
-        return before
+        return dS
 
     def _surviving(self, x: Tensor) -> Tensor:
         """States times their gradients [n, BH, K, V] as gradients of the logarithm of what is left of them."""
-        found: Tensor = x.sum(-1) * self.left[..., 0]
-        if self.masks is None:
-            return found
-        found = found.unflatten(1, (self.B, self.H)).masked_fill(self.masks.over[..., 0], 0).flatten(1, 2)
-        return found
+        found = (x.sum(-1) * self.left[..., 0]).view(self.n, self.B, self.H, -1)
+        if self.masks is not None:
+            found.masked_fill_(self.masks.over[..., 0], 0)
+        return found.flatten(1, 2)
