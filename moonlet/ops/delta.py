@@ -82,8 +82,8 @@ def reference(
     g: Tensor,
     beta: Tensor,
     scale: float,
-    state: Tensor | None,
-    documents: Tensor | None,
+    state: Tensor | None = None,
+    documents: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The law: one token after the other, in the dtype of g."""
     B, T, H, K = q.shape

@@ -37,8 +37,8 @@ def chunked(
     g: Tensor,
     beta: Tensor,
     scale: float,
-    state: Tensor | None,
-    documents: Tensor | None,
+    state: Tensor | None = None,
+    documents: Tensor | None = None,
     chunk: int = 32,
 ) -> tuple[Tensor, Tensor]:
     """As `ops.delta.delta_rule` says; chunk is a multiple of 16 by a power of 2. Computes in g's dtype."""
@@ -275,7 +275,7 @@ class _Segment:
             dS = torch.baddbmm(self._kept(scaled, i), x, d_read)
             if i:
                 behind[i - 1] = dS
-        logs = (states[1:] * behind).sum(-1) if self.tiles.whole else self._surviving(states[:-1] * behind)
+        logs = self._surviving(states[:-1] * behind)
         read, states, E = read.view(N, 2 * C, V), states[:-1].flatten(0, 1), E.flatten(0, 1)
         seen = delta_tiles.keep_earlier(torch.bmm(read, E.transpose(1, 2)).view(N, 2, C, C))
         reads = torch.bmm(read, states.transpose(1, 2)).view(N, 2, C, -1)

@@ -135,7 +135,7 @@ def backward(
     Args:
         tiles: what `apply` returned for these q, k and w.
         reads, writes, seen: gradients of the fields of these names; all are used up.
-        left: gradient of the logarithm of the field `left`, [N, K].
+        left: gradient of the logarithm of the field `left` by what is left of the state, [N, K].
     """
     N, C, K = k.shape
     tile, decay = tiles.tile, tiles.decay
@@ -154,32 +154,32 @@ def backward(
         logs = torch.stack([logs + by_first, logs + by_second], 2).flatten(1, 2)
         reading += torch.bmm(across, level.columns).view(N, -1, 2, h, K)
         writing += torch.bmm(across.transpose(1, 2), level.rows).view(N, -1, h, K)
-    if 1 < tile < C:
-        relative = w / decay
-        ends = decay[:, tile - 1 :: tile, None]
-        blocks(writes, tile).mul_(ends)
-        logs = logs + blocks(writes * relative, tile).sum(2)
-        inside = _on_diagonal(seen, tile).reshape(-1, 2 * tile, tile)
-        rows = torch.stack([k * decay, q * decay], 1)
+    if tile == 1:
+        reads *= decay[:, None]
+        dk, dq = reads.unbind(1)
+        dg = (dk * k).addcmul_(dq, q)
+    else:
+        inside, rows, relative = seen.view(N, 2 * C, C), tiles.reads.view(N, 2 * C, K), tiles.writes
+        if tile < C:
+            inside = _on_diagonal(seen, tile).reshape(-1, 2 * tile, tile)
+            rows = _rows(blocks(torch.stack([k * decay, q * decay], 1), tile))
+            relative = w / decay
+            blocks(writes, tile).mul_(decay[:, tile - 1 :: tile, None])
+        # What is written passes the decays behind it, whether inside the tile or on its way out. Taking the sum over
+        # the latter for what it is, not as a difference, leaves nothing behind a tile's last token by rounding.
+        passing = writes * relative
         found = torch.bmm(inside, relative.view(-1, tile, K)).view(N, -1, 2, tile, K)
         blocks(reads, tile).add_(found.transpose(1, 2))
-        writes.view(-1, tile, K).baddbmm_(inside.transpose(1, 2), _rows(blocks(rows, tile)))
-    elif tile == C:
-        inside = seen.view(N, 2 * C, C)
-        reads.view(N, 2 * C, K).baddbmm_(inside, tiles.writes)
-        writes.baddbmm_(inside.transpose(1, 2), tiles.reads.view(N, 2 * C, K))
-    reads *= decay[:, None]
-    dk, dq = reads.unbind(1)
-    dg = dk * k
-    dg.addcmul_(dq, q)
-    if tile > 1:
-        writes /= decay
-        dg.addcmul_(writes, w, value=-1)
-        later = torch.ones(tile, tile, dtype=dg.dtype, device=dg.device).triu()
-        dg = torch.bmm(later.expand(dg.numel() // (tile * K), -1, -1), dg.view(-1, tile, K)).view(N, C, K)
+        within = torch.bmm(inside.transpose(1, 2), rows).view(N, C, K)
+        reads *= decay[:, None]
+        dk, dq = reads.unbind(1)
+        dg = (dk * k).addcmul_(dq, q).addcmul_(within, relative, value=-1)
+        ones, each = torch.ones(tile, tile, dtype=dg.dtype, device=dg.device), (N * C // tile, -1, -1)
+        dg = torch.bmm(ones.triu().expand(each), dg.view(-1, tile, K))
+        dg = dg.baddbmm_(ones.tril(-1).expand(each), passing.view(-1, tile, K)).view(N, C, K)
+        writes = writes.add_(within).div_(decay)
     blocks(dg, tile).add_(logs[:, :, None])
-    dq = torch.addcmul(dq, own, w)
-    return dq, dk, writes.addcmul_(own, q), dg
+    return dq.addcmul(own, w), dk, writes.addcmul_(own, q), dg
 
 
 def blocks(x: Tensor, size: int) -> Tensor:
