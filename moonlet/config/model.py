@@ -1,8 +1,8 @@
 """ModelConfig: one frozen dataclass whose fields are the keys of the official config.json.
 
-Reads the published files of Kimi-K2 (Base, Instruct, Thinking), Moonlight-16B-A3B and DeepSeek-V3, what transformers
-writes for `deepseek_v3`, and the `glm4_moe` and `llama` files of models with grouped-query attention. The families
-spell some keys differently; the differences end in `official.py`.
+Reads the published files of Kimi-K2 (Base, Instruct, Thinking), Moonlight-16B-A3B, Kimi-Linear-48B-A3B and DeepSeek-V3,
+what transformers writes for `deepseek_v3` and `kimi_linear`, and the `glm4_moe` and `llama` files of models with
+grouped-query attention. The families spell some keys differently; the differences end in `official.py`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 SCORING = ("sigmoid", "softmax")
 
 # Fields that say nothing without the part they describe, and the one value they then hold: equal models have equal
-# configurations. Without MLA's latent, and without experts (where every layer is a dense one).
-_WITHOUT_LATENT = {"q_lora_rank": None, "qk_nope_head_dim": 0, "qk_rope_head_dim": 0, "v_head_dim": 0}
+# configurations. Without MLA's latent, without rope, and without experts (where every layer is a dense one).
+_WITHOUT_LATENT = {
+    "q_lora_rank": None, "qk_nope_head_dim": 0, "qk_rope_head_dim": 0, "v_head_dim": 0, "mla_use_nope": False,
+}  # fmt: skip
+_WITHOUT_ROPE = {"rope_theta": 10000.0}
 _WITHOUT_EXPERTS = {
     "moe_intermediate_size": 0, "n_shared_experts": 0, "num_experts_per_tok": 0, "moe_layer_freq": 1, "n_group": 1,
     "topk_group": 1, "scoring_func": "sigmoid", "norm_topk_prob": True, "routed_scaling_factor": 1.0,
@@ -36,9 +39,10 @@ _WITHOUT_EXPERTS = {
 class ModelConfig:
     """The architecture of one model. Field names are the official ones; every width is a count of channels.
 
-    `kv_lora_rank` chooses the attention: MLA with a number, grouped-query attention with null. `n_routed_experts` 0
-    makes every layer dense. Fields of the part that is not there are set to nothing (0, null), so that equal models
-    have equal configurations.
+    `kv_lora_rank` chooses the attention: MLA with a number, grouped-query attention with null. `linear_attn_config`
+    replaces it by KDA in some layers, and `mla_use_nope` leaves out its rope; with either the model is of Kimi Linear's
+    form, and has a `linear_attn_config`, if one without layers. `n_routed_experts` 0 makes every layer dense. Fields of
+    the part that is not there are set to nothing (0, null), so that equal models have equal configurations.
     """
 
     vocab_size: int = 163840
@@ -97,12 +101,15 @@ class ModelConfig:
         self._check_attention()
         self._check_experts()
         self._check_scaling()
+        self._check_linear()
 
     def _settle(self) -> None:
         """Give the fields of parts that are not there their one value, and `head_dim` its number."""
         settled: dict[str, Any] = {}
         if self.kv_lora_rank is not None:
             settled["head_dim"] = 0
+            if self.mla_use_nope:
+                settled |= _WITHOUT_ROPE | {"linear_attn_config": self.linear_attn_config or LinearAttention()}
         else:
             settled = dict(_WITHOUT_LATENT)
             if not self.head_dim and self.num_attention_heads > 0:
@@ -179,6 +186,21 @@ class ModelConfig:
         if self.rope_width == 2:
             raise ValueError("rope turns a width of 2; type 'dynamic' needs at least 4, its exponent is P/(P-2)")
 
+    def _check_linear(self) -> None:
+        linear = self.linear_attn_config
+        if linear is not None:
+            if self.kv_lora_rank is None:
+                raise ValueError(
+                    "linear_attn_config is given and kv_lora_rank is null; beside KDA stands MLA: "
+                    "give kv_lora_rank, or make linear_attn_config null"
+                )
+            linear.check_layers(self.num_hidden_layers)
+        if self.mla_use_nope and self.rope_scaling is not None:
+            raise ValueError(
+                f"rope_scaling is of type {self.rope_scaling.type!r} and mla_use_nope is true; nothing is rotated that "
+                "could be stretched: make rope_scaling null, and max_position_embeddings what the texts need"
+            )
+
     def _check_experts(self) -> None:
         if not self.n_routed_experts:
             return
@@ -244,9 +266,11 @@ class ModelConfig:
         for name in changes:
             if name not in valid:
                 raise unknown("model setting", name, valid)
-        for name, read in (("rope_scaling", read_scaling), ("linear_attn_config", read_linear_attention)):
-            if isinstance(changes.get(name), Mapping):
-                changes[name] = read(changes[name])
+        if isinstance(changes.get("rope_scaling"), Mapping):
+            changes["rope_scaling"] = read_scaling(changes["rope_scaling"])
+        if isinstance(changes.get("linear_attn_config"), Mapping):
+            layers = changes.get("num_hidden_layers", self.num_hidden_layers)
+            changes["linear_attn_config"] = read_linear_attention(changes["linear_attn_config"], layers)
         return replace(self, **changes)
 
     @classmethod
@@ -277,7 +301,8 @@ class ModelConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the official config.json, in the form that transformers, vLLM and SGLang read.
 
-        MLA is written as `deepseek_v3`, GQA with experts as `glm4_moe` and without as `llama`; see `official.py`.
+        MLA is written as `deepseek_v3`, with KDA or without rope as `kimi_linear`, GQA with experts as `glm4_moe` and
+        without as `llama`; see `official.py`.
         """
         return write_official(self.settings())
 
@@ -287,7 +312,7 @@ class ModelConfig:
         linear = self.linear_attn_config
         return out | {
             "rope_scaling": self.rope_scaling.to_dict() if self.rope_scaling else None,
-            "linear_attn_config": linear.to_dict(self.num_hidden_layers) if linear else None,
+            "linear_attn_config": linear.to_dict() if linear else None,
         }
 
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from moonlet.config.linear_attention import LinearAttention
 from moonlet.config.model import ModelConfig, field_names
 from moonlet.config.nearest import unknown
 from moonlet.config.optim_check import check_balance, check_optimizer, check_schedule
@@ -277,18 +278,31 @@ def _change_model(base: ModelConfig, changes: Mapping[str, Any]) -> ModelConfig:
     for name, value in changes.items():
         if name not in valid:
             raise unknown("recipe key", f"model.{name}", [f"model.{field}" for field in valid])
-        if name != "rope_scaling":
+        if name not in _TABLES:
             given[name] = _convert(f"model.{name}", hints[name], value)
-        elif value is None or value == "null":
-            given[name] = None
-        elif isinstance(value, Mapping):
-            # Single values change the scaling that is there; where there is none, or of another type, they make one.
-            before = base.rope_scaling.to_dict() if base.rope_scaling else {"type": "yarn"}
-            kind = value.get("rope_type", value.get("type", before["type"]))
-            given[name] = (before if kind == before["type"] else {}) | dict(value)
-        else:
-            raise ValueError(f"model.rope_scaling is {value!r}; it must be a table, or null")
+        elif value is not None and value != "null" and not isinstance(value, Mapping):
+            raise ValueError(f"model.{name} is {value!r}; it must be a table, or null")
+    for name in set(_TABLES) & set(changes):
+        value = changes[name]
+        given[name] = _TABLES[name](base, value, given) if isinstance(value, Mapping) else None
     return base.replace(**given)
+
+
+def _change_scaling(base: ModelConfig, value: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Single values change the scaling that is there; where there is none, or of another type, they make one."""
+    before = base.rope_scaling.to_dict() if base.rope_scaling else {"type": "yarn"}
+    kind = value.get("rope_type", value.get("type", before["type"]))
+    return (before if kind == before["type"] else {}) | dict(value)
+
+
+def _change_linear(base: ModelConfig, value: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Single values change the table that is there; where there is none they make one."""
+    layers = given.get("num_hidden_layers", base.num_hidden_layers)
+    return (base.linear_attn_config or LinearAttention()).changed(value, layers)
+
+
+# Settings of the model that are tables; an override may change one of their values.
+_TABLES = {"rope_scaling": _change_scaling, "linear_attn_config": _change_linear}
 
 
 def _read_section(section: str, kind: type, data: Mapping[str, Any]) -> object:
@@ -312,7 +326,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
     key = key.strip()
     if not sign or not key:
         raise ValueError(f"override {override!r} is not of the form a.b=c")
-    if key not in _all_keys() and not key.startswith("model.rope_scaling."):
+    if key not in _all_keys() and not key.startswith(tuple(f"model.{name}." for name in _TABLES)):
         raise unknown("recipe key", key, _all_keys())
     try:
         value = tomllib.loads(f"v = {text.strip()}")["v"]

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moonlet.config import Recipe, RopeScaling, load_recipe, preset, recipe_from_dict, toml
+from moonlet.config import LinearAttention, Recipe, RopeScaling, load_recipe, preset, recipe_from_dict, toml
 from moonlet.config.recipe import TrainSettings, override_model
 
 STEPS = {"train": {"steps": 10}}
@@ -76,6 +76,34 @@ def test_another_type_of_rope_scaling_starts_anew() -> None:
     assert model.rope_scaling == RopeScaling(8, type="linear")
 
 
+def test_a_single_value_of_linear_attention_keeps_the_others() -> None:
+    def table(*overrides: str) -> LinearAttention | None:
+        return read("model.preset=linear-nano", *overrides).model.linear_attn_config
+
+    prefix = "model.linear_attn_config"
+    assert table() == LinearAttention(64, 4, (1, 2, 3), 4)
+    assert table(f"{prefix}.kda_layers=[4, 1]") == LinearAttention(64, 4, (1, 4), 4)
+    assert table(f"{prefix}.num_heads=2", f"{prefix}.short_conv_kernel_size=3") == LinearAttention(64, 2, (1, 2, 3), 3)
+    assert table(f"{prefix}.full_attn_layers=[2]") == LinearAttention(64, 4, (1, 3, 4), 4)
+    assert table("model.num_hidden_layers=6", f"{prefix}.full_attn_layers=[6]") == LinearAttention(
+        64, 4, (1, 2, 3, 4, 5)
+    )
+    assert table("model.num_hidden_layers=2", f"{prefix}.kda_layers=[1]") == LinearAttention(64, 4, (1,), 4)
+    assert table(f"{prefix}=null", "model.mla_use_nope=false") is None
+
+
+def test_linear_attention_may_be_made_of_single_values_or_of_a_table() -> None:
+    sizes = {"kda_layers": [1, 3], "head_dim": 16, "num_heads": 3}
+    by_table = read(model={"preset": "k2-nano", "linear_attn_config": sizes}).model
+    by_value = read(*(f"model.linear_attn_config.{name}={value}" for name, value in sizes.items())).model
+    assert by_table == by_value == preset("k2-nano").replace(linear_attn_config=LinearAttention(16, 3, (1, 3)))
+
+
+def test_fewer_layers_than_the_pattern_names_say_what_to_give() -> None:
+    with pytest.raises(ValueError, match=r"names layer 3 and num_hidden_layers is 2.*kda_layers=\[1, 2\]"):
+        read("model.preset=linear-nano", "model.num_hidden_layers=2")
+
+
 def test_a_recipe_with_grouped_queries_survives_its_file() -> None:
     recipe = read("model.kv_lora_rank=null", "model.num_key_value_heads=2", "model.tie_word_embeddings=true")
     assert (recipe.model.kv_lora_rank, recipe.model.head_dim) == (None, 32)
@@ -110,6 +138,14 @@ def test_rope_scaling_may_be_made_of_single_values() -> None:
         ("model.hidden_size=0", "hidden_size is 0; it must be at least 1"),
         ("model.rope_scaling=3", "model.rope_scaling is 3; it must be a table, or null"),
         ("model.rope_scaling.fator=3", "unknown rope_scaling key 'fator'; did you mean 'factor'?"),
+        ("model.linear_attn_config=3", "model.linear_attn_config is 3; it must be a table, or null"),
+        (
+            "model.linear_attn_config.kda_layer=[1]",
+            "unknown linear_attn_config key 'kda_layer'; did you mean 'kda_layers'?",
+        ),
+        ("model.linear_attn_confg.kda_layers=[1]", "did you mean 'model.linear_attn_config'?"),
+        ("model.linear_attn_config.kda_layers=[1]", "linear_attn_config lacks head_dim and num_heads"),
+        ("model.linear_attn_config.full_attn_layers=4", "full_attn_layers is 4; it must be a list of layers"),
         ("tokenizer.kind=words", "tokenizer.kind is 'words'; valid:"),
         ("optim.lr=0", "optim.lr is 0.0; it must be above 0 and finite"),
         ("optim.lr=nan", "optim.lr is nan; it must be above 0 and finite"),
@@ -144,7 +180,7 @@ def test_an_override_inside_something_that_is_no_table() -> None:
         recipe_from_dict({"train": 3})
 
 
-@pytest.mark.parametrize("name", ["k2-nano", "kimi-k2", "moonlight-16b-a3b"])
+@pytest.mark.parametrize("name", ["k2-nano", "kimi-k2", "moonlight-16b-a3b", "linear-nano", "kimi-linear-48b-a3b"])
 def test_a_recipe_survives_toml(name: str, tmp_path: Path) -> None:
     recipe = read("optim.betas=[0.8, 0.99]", model={"preset": name}, prompts=['say "hi"\n', "ünï \\ \t"])
     path = tmp_path / "recipe.toml"
