@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from moonlet.config import ModelConfig
-from moonlet.config.linear_attention import LinearAttention
+from moonlet.config import LinearAttention, ModelConfig
 
 settings.register_profile("moonlet", deadline=None, derandomize=True, database=None, max_examples=40)
 settings.load_profile("moonlet")
@@ -53,6 +52,12 @@ HYBRID: dict[str, Any] = {
     "q_lora_rank": None,
     "mla_use_nope": True,
     "linear_attn_config": LinearAttention(head_dim=6, num_heads=3, kda_layers=(1, 2, 3)),
+}
+# What makes Kimi Linear of it: KDA with a dense layer and with experts, then MLA without position.
+LINEAR: dict[str, Any] = {
+    "q_lora_rank": None,
+    "mla_use_nope": True,
+    "linear_attn_config": LinearAttention(head_dim=6, num_heads=5, kda_layers=(1, 2), short_conv_kernel_size=3),
 }
 
 

@@ -7,7 +7,9 @@ Only safetensors are read: no pickles, no code from a model's folder.
 from __future__ import annotations
 
 import json
+import re
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from moonlet.config import ModelConfig
-from moonlet.hub.names import skipped, split
+from moonlet.hub.names import layout_of, skipped, stays_fp32
 from moonlet.model.model import CausalLM
 
 _MAX_PROBLEMS = 8
+# transformers joins tensors in memory, and can be told to save them so.
+_JOINED = re.compile(r"\.experts\.(gate_up_proj|down_proj)$|\.self_attn\.(forget_gate|conv1d)\.")
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -28,7 +32,8 @@ def read_model(folder: str | Path, device: str | torch.device = "cpu", dtype: to
     Args:
         folder: a Hugging Face directory.
         device: where the weights shall lie.
-        dtype: what they are converted to; None keeps the dtype of the file. The routers' correction bias stays fp32.
+        dtype: what they are converted to; None keeps the dtype of the file. The routers' correction bias and the
+            decay rates of KDA are fp32 either way.
 
     Raises:
         FileNotFoundError: no config.json or no weights.
@@ -36,26 +41,47 @@ def read_model(folder: str | Path, device: str | torch.device = "cpu", dtype: to
     """
     folder = Path(folder)
     config = ModelConfig.from_file(folder)
+    layout = layout_of(config)
     files = _tensor_files(folder)
     with torch.device("meta"):
         model = CausalLM(config)
-    wanted = {disk: list(part.shape) for name, value in model.state_dict().items() for disk, part in split(name, value)}
+    state = model.state_dict()
+    wanted = {disk: list(part.shape) for name, value in state.items() for disk, part in layout.split(name, value)}
     readers = {path: _open(path) for path in sorted(set(files.values()))}
-    _check(config, folder, wanted, files, readers)
-    embedding = readers[files[_EMBEDDING]].get_tensor(_EMBEDDING)
-    if config.tie_word_embeddings and _HEAD in files:
-        _check_tied(folder, embedding, readers[files[_HEAD]].get_tensor(_HEAD))
+    tensors = {layout.published(name, files): Stored(name, path, readers[path]) for name, path in files.items()}
+    _check(config, folder, wanted, tensors)
+    embedding = tensors[_EMBEDDING].read()
+    if config.tie_word_embeddings and _HEAD in tensors:
+        _check_tied(folder, embedding, tensors[_HEAD].read())
     model.to(dtype or embedding.dtype)
-    for router in (m for m in model.modules() if hasattr(m, "e_score_correction_bias")):
-        router.e_score_correction_bias = router.e_score_correction_bias.float()
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        if stays_fp32(name):
+            value.data = value.data.float()
     model.to_empty(device=device)
     for buffer in model.buffers():
         buffer.zero_()
     with torch.no_grad():
         for name, value in model.state_dict().items():
-            for disk, part in split(name, value):
-                part.copy_(readers[files[disk]].get_tensor(disk))
+            for disk, part in layout.split(name, value):
+                part.copy_(tensors[disk].read())
     return model
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of a folder: its name there, its file, and the open file."""
+
+    name: str
+    path: Path
+    reader: Any
+
+    def read(self) -> torch.Tensor:
+        """Its values, on the CPU."""
+        return self.reader.get_tensor(self.name)  # type: ignore[no-any-return]
+
+    def slice(self) -> Any:
+        """Its shape and dtype, without its values; raises SafetensorError where the file lacks it."""
+        return self.reader.get_slice(self.name)
 
 
 def _tensor_files(folder: Path) -> dict[str, Path]:
@@ -102,20 +128,25 @@ def _check_tied(folder: Path, embedding: torch.Tensor, head: torch.Tensor) -> No
         )
 
 
-def _check(
-    config: ModelConfig, folder: Path, wanted: dict[str, list[int]], files: dict[str, Path], readers: dict[Path, Any]
-) -> None:
+def _check(config: ModelConfig, folder: Path, wanted: dict[str, list[int]], tensors: dict[str, Stored]) -> None:
+    joined = next((stored.name for stored in tensors.values() if _JOINED.search(stored.name)), None)
+    if joined is not None:
+        raise ValueError(
+            f"{folder} holds {joined}, a tensor as transformers has it in memory; save it in the published layout, "
+            "which is what save_pretrained does unless save_original_format is false"
+        )
     problems = []
-    for name in sorted(set(files) | set(wanted)):
-        if name not in files:
+    for name in sorted(set(tensors) | set(wanted)):
+        if name not in tensors:
             problems.append(f"{name} is missing")
             continue
+        stored = tensors[name]
         if skipped(name, config) or (name == _HEAD and config.tie_word_embeddings):
             continue
         try:
-            found = readers[files[name]].get_slice(name)
+            found = stored.slice()
         except SafetensorError:
-            problems.append(f"{name} is not in {files[name].name}, though the index says so")
+            problems.append(f"{name} is not in {stored.path.name}, though the index says so")
             continue
         shape, dtype = list(found.get_shape()), found.get_dtype()
         if name not in wanted:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from moonlet.hub.names import split
+from moonlet.hub.names import layout_of
 from moonlet.model.model import CausalLM
 from moonlet.text.atomic import atomic_path, atomic_write
 
@@ -21,10 +21,13 @@ def write_model(model: CausalLM, folder: Path, special_ids: dict[str, int] | Non
         special_ids: bos_token_id, eos_token_id, pad_token_id, where the configuration does not name them.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    layout = layout_of(model.config)
     tensors: dict[str, torch.Tensor] = {}
     for name, value in model.state_dict().items():
-        for disk_name, part in split(name, value.detach()):
+        for disk_name, part in layout.split(name, value.detach()):
             tensors[disk_name] = part.contiguous().cpu()
+    if model.config.tie_word_embeddings and layout.tied_head:
+        tensors["lm_head.weight"] = model.lm_head.weight.detach().cpu().clone()
     write_tensors(tensors, folder / "model.safetensors")
     atomic_write(folder / "config.json", json.dumps(config_dict(model, special_ids), indent=2, sort_keys=True) + "\n")
 

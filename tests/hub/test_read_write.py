@@ -17,8 +17,9 @@ from torch import Tensor
 from moonlet.hub.read import read_model
 from moonlet.hub.write import write_model, write_tensors
 from moonlet.model.model import CausalLM
-from tests.conftest import GQA
+from tests.conftest import GQA, LINEAR
 
+FP32 = ("e_score_correction_bias", "A_log", "dt_bias")
 INDEX = "model.safetensors.index.json"
 
 
@@ -76,6 +77,9 @@ def assert_same_bits(a: CausalLM, b: CausalLM) -> None:
         GQA,
         GQA | {"n_routed_experts": 0, "tie_word_embeddings": True},
         GQA | {"partial_rotary_factor": 0.6, "scoring_func": "softmax", "moe_layer_freq": 2, "n_routed_experts": 4},
+        LINEAR,
+        LINEAR | {"tie_word_embeddings": True, "q_lora_rank": 28, "n_shared_experts": 0, "moe_layer_freq": 2},
+        LINEAR | {"n_routed_experts": 0, "linear_attn_config": None},
     ],
     ids=str,
 )
@@ -83,9 +87,9 @@ def test_round_trip_has_the_same_bits(
     tiny_model: Callable[..., CausalLM], tmp_path: Path, dtype: torch.dtype, changes: dict[str, Any]
 ) -> None:
     model = tiny_model(**changes).to(dtype)
-    for name, buffer in model.named_buffers():
-        if name.endswith("e_score_correction_bias"):
-            buffer.data = buffer.data.float()
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        if name.endswith(FP32):
+            value.data = value.data.float()
     write_model(model, tmp_path)
     again = read_model(tmp_path)
     assert_same_bits(model, again)
@@ -157,13 +161,16 @@ def test_a_missing_tensor_is_named(folder: Path) -> None:
 
 
 def test_each_attention_is_written_in_its_own_form(tiny_model: Callable[..., CausalLM], tmp_path: Path) -> None:
-    forms = {"deepseek_v3": {}, "glm4_moe": GQA, "llama": GQA | {"n_routed_experts": 0}}
+    forms = {"deepseek_v3": {}, "kimi_linear": LINEAR, "glm4_moe": GQA, "llama": GQA | {"n_routed_experts": 0}}
     del forms["llama"]["head_dim"]
     for form, changes in forms.items():
         write_model(tiny_model(**changes), tmp_path / form)
         config = json.loads((tmp_path / form / "config.json").read_text(encoding="utf-8"))
         assert config["model_type"] == form
-        assert ("kv_lora_rank" in config, "head_dim" in config) == (form == "deepseek_v3", form != "deepseek_v3")
+        assert ("kv_lora_rank" in config, "head_dim" in config) == (
+            form in ("deepseek_v3", "kimi_linear"),
+            form != "deepseek_v3",
+        )
 
 
 def test_a_tied_model_has_no_head_on_disk_and_one_parameter_in_memory(
