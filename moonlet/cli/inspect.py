@@ -19,6 +19,8 @@ _PARTS = {
     "embedding": "embedding",
     "attention": "attention",
     "scores": "  keys and values",
+    "kda": "delta attention (KDA)",
+    "delta": "  states",
     "dense": "dense feed-forward",
     "router": "routers",
     "routed_experts": "routed experts",
@@ -30,7 +32,7 @@ _PARTS = {
 _COLOURS = (
     (r"RoPE( θ [\d,]+(, [\w ]+ × [\d.]+)?)?", "magenta"),
     (r"\[[^\]]*cached\]", "yellow"),
-    (r"MLA|GQA|MQA|MHA|softmax\([^)]*\) v|\b(q|kv)(_[ab])\b", "bright_blue"),
+    (r"KDA|MLA|GQA|MQA|MHA|softmax\([^)]*\) v|\b(q|kv)(_[ab])\b", "bright_blue"),
     (r"router, \w+|top \d+ of \d+(, \d+ of \d+ groups)?", "red"),
     (r"\d+ of \d+ experts|\d+ shared experts?", "green"),
     (r"dense SwiGLU", "yellow"),
@@ -114,12 +116,14 @@ def _summary(description: Description) -> str:
 
     counts, config = description.counts, description.config
     sizes = f"{human(counts.total)} parameters, {human(counts.active_with_embedding)} active a token"
-    layers = f"{config.num_hidden_layers} layers of width {config.hidden_size:,}"
-    return f"{sizes}, {layers}"
+    layers, kda = config.num_hidden_layers, config.num_kda_layers
+    mixers = f" ({kda} KDA, {layers - kda} MLA)" if kda else ""
+    return f"{sizes}, {layers} layers{mixers} of width {config.hidden_size:,}"
 
 
 def _module_table(tensors: Mapping[str, Sequence[int]]) -> Table:
     from math import prod
+    from textwrap import fill
 
     from rich import box
     from rich.table import Table
@@ -133,9 +137,10 @@ def _module_table(tensors: Mapping[str, Sequence[int]]) -> Table:
     for group in group_layers(tensors):
         indent = ""
         if group.layers is not None:
-            first, last, indent = group.layers.start, group.layers.stop - 1, "  "
-            title = f"model.layers.{first}" + ("" if first == last else f"-{last}")
-            times = "" if first == last else f"{len(group.layers)} x"
+            indent = "  "
+            named = (f"{r.start}" + (f"-{r.stop - 1}" if len(r) > 1 else "") for r in group.layers)
+            title = fill(f"model.layers.{', '.join(named)}", 40, subsequent_indent=" " * len("model.layers."))
+            times = f"{group.number} x" if group.number > 1 else ""
             table.add_row(f"[bold]{title}[/bold]", times, f"[bold]{group.size:,}[/bold]")
         for name, shape in group.tensors:
             size = " x ".join(str(n) for n in shape)
@@ -185,9 +190,13 @@ def _costs(description: Description) -> Iterator[str]:
     )
     beside = f" (full heads: {full:,}, {full / cached:.1f} x)" if full != cached else ""
     yield f"cache          {cached:,} bytes a token in bf16{beside}"
+    constant = description.state_bytes + description.conv_bytes
+    if constant:
+        states, last = description.state_bytes, description.conv_bytes
+        yield f"states         {states:,} bytes a text in fp32, and {last:,} of convolutions"
     stretched = config.softmax_scale != config.qk_head_dim**-0.5
     yield f"softmax scale  {config.softmax_scale:.6f}{' (YaRN included)' if stretched else ''}"
     yield (
         f"memory         {human_bytes(2 * counts.total)} of bf16 weights"
-        f" + {human_bytes(cached * context)} of cache for {context:,} tokens"
+        f" + {human_bytes(cached * context + constant)} of cache for {context:,} tokens"
     )

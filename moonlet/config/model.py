@@ -260,6 +260,11 @@ class ModelConfig:
         """Whether layer `layer` (0-indexed) is Kimi delta attention."""
         return self.linear_attn_config is not None and layer + 1 in self.linear_attn_config.kda_layers
 
+    @property
+    def num_kda_layers(self) -> int:
+        """How many layers are Kimi delta attention; the others attend."""
+        return len(self.linear_attn_config.kda_layers) if self.linear_attn_config else 0
+
     def replace(self, **changes: Any) -> ModelConfig:
         """Return a copy with some fields changed; an unknown field is a ValueError naming the nearest valid one."""
         valid = field_names()

@@ -14,7 +14,15 @@ from typing import Any
 from torch import Size
 
 from moonlet.config import ModelConfig
-from moonlet.model.count import Counts, cache_bytes_per_token, count, full_cache_bytes_per_token, shapes
+from moonlet.model.count import (
+    Counts,
+    cache_bytes_per_token,
+    conv_cache_bytes,
+    count,
+    full_cache_bytes_per_token,
+    shapes,
+    state_bytes,
+)
 from moonlet.model.flops import Flops, flops_per_token
 
 USUAL_CONTEXT = 4096
@@ -46,6 +54,16 @@ class Description:
         """What whole keys and values of every head would take, in bf16."""
         return full_cache_bytes_per_token(self.config)
 
+    @property
+    def state_bytes(self) -> int:
+        """Of KDA's states of one text, over all layers, in fp32; whatever its length."""
+        return state_bytes(self.config)
+
+    @property
+    def conv_bytes(self) -> int:
+        """Of the last inputs of KDA's convolutions, likewise, in bf16."""
+        return conv_cache_bytes(self.config)
+
 
 def describe(config: ModelConfig, context: int | None = None) -> Description:
     """Measure a model of any size.
@@ -74,6 +92,7 @@ def as_values(description: Description, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "layers": config.num_hidden_layers,
+        "kda_layers": [i for i in range(config.num_hidden_layers) if config.is_kda(i)],
         "parameters": {"total": counts.total, **counts.parts},
         "active_per_token": {
             "without_embedding_and_head": counts.active,
@@ -90,6 +109,10 @@ def as_values(description: Description, name: str) -> dict[str, Any]:
             "latent_bf16": description.cache_bytes,
             "full_heads_bf16": description.full_cache_bytes,
         },
+        "cache_bytes_constant": {
+            "states_fp32": description.state_bytes,
+            "convolutions_bf16": description.conv_bytes,
+        },
         "weights_bytes_bf16": 2 * counts.total,
         "softmax_scale": config.softmax_scale,
         "rope_theta": config.rope_theta,
@@ -101,10 +124,15 @@ def as_values(description: Description, name: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Group:
-    """Consecutive layers with the same tensors, or (`layers` None) the tensors outside of layers."""
+    """Layers with the same tensors, as ranges, or (`layers` None) the tensors outside of layers."""
 
-    layers: range | None
+    layers: tuple[range, ...] | None
     tensors: tuple[tuple[str, tuple[int, ...]], ...]
+
+    @property
+    def number(self) -> int:
+        """How many layers these are; 1 outside of layers."""
+        return 1 if self.layers is None else sum(map(len, self.layers))
 
     @property
     def size(self) -> int:
@@ -113,7 +141,7 @@ class Group:
 
 
 def group_layers(tensors: Mapping[str, Sequence[int]]) -> list[Group]:
-    """Collapse layers that follow one another and look alike, keeping the order of the modules."""
+    """Collapse layers that look alike, wherever they are, into the first of them, keeping the order of the modules."""
     prefix = "model.layers."
 
     def layer_of(item: tuple[str, tuple[int, ...]]) -> int | None:
@@ -126,9 +154,15 @@ def group_layers(tensors: Mapping[str, Sequence[int]]) -> list[Group]:
             groups.append(Group(None, tuple(items)))
             continue
         inner = tuple((name.removeprefix(f"{prefix}{layer}."), shape) for name, shape in items)
-        last = groups[-1] if groups else None
-        if last and last.layers and last.tensors == inner:
-            groups[-1] = Group(range(last.layers.start, layer + 1), inner)
+        alike = next((i for i, group in enumerate(groups) if group.layers and group.tensors == inner), None)
+        if alike is None:
+            groups.append(Group((range(layer, layer + 1),), inner))
         else:
-            groups.append(Group(range(layer, layer + 1), inner))
+            groups[alike] = Group(_extended(groups[alike].layers or (), layer), inner)
     return groups
+
+
+def _extended(ranges: tuple[range, ...], layer: int) -> tuple[range, ...]:
+    """`ranges` and a layer behind all of them."""
+    *before, last = ranges
+    return (*before, range(last.start, layer + 1)) if last.stop == layer else (*ranges, range(layer, layer + 1))

@@ -75,7 +75,7 @@ def training_memory(
     by_muon = sum(shape.numel() for shape in matrices.values()) if with_muon else 0
     kept = activations(config, batch, seq_len, dtype, device, documents)
     if dtype != torch.float32:
-        kept += dtype.itemsize * sum(s.numel() for name, s in matrices.items() if part_of(name) != "router")
+        kept += dtype.itemsize * sum(s.numel() for name, s in matrices.items() if part_of(name, config) != "router")
     loss = _loss_workspace(config, batch * seq_len)
     return Memory(
         weights=4 * parameters,

@@ -99,11 +99,11 @@ def test_errors_name_the_way_out(tmp_path: Path) -> None:
         inspect(str(tmp_path))
 
 
-def test_layers_collapse_only_next_to_their_like() -> None:
+def test_layers_collapse_into_the_first_of_their_like() -> None:
     shapes = {f"model.layers.{i}.w": (2, 3 if i in (2, 3) else 4) for i in range(6)}
     groups = group_layers({"a": (1,), **shapes, "z": (5,)})
-    assert [g.layers for g in groups] == [None, range(2), range(2, 4), range(4, 6), None]
-    assert [g.size for g in groups] == [1, 8, 6, 8, 5]
+    assert [g.layers for g in groups] == [None, (range(2), range(4, 6)), (range(2, 4),), None]
+    assert [(g.size, g.number) for g in groups] == [(1, 1), (8, 4), (6, 2), (5, 1)]
 
 
 @pytest.mark.parametrize(
