@@ -36,6 +36,19 @@ def output(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
         ("kimi-k2", ("1,026,408,232,448", "30,512,690,688", "31,687,095,808", "32,861,500,928", "70,272", "2,498,560")),
         ("deepseek-v3", ("671,026,419,200", "35,698,939,392", "36,625,618,432", "37,552,297,472")),
         ("moonlight-16b-a3b", ("15,960,110,208", "2,243,687,552", "2,579,231,872", "0.072169")),
+        (
+            "kimi-linear-48b-a3b",
+            (
+                "49,122,681,728",
+                "2,729,485,184",
+                "3,106,972,544",
+                "3,484,459,904",
+                "8,064",
+                "41,943,040",
+                "1,474,560",
+                "20 KDA, 7 MLA",
+            ),
+        ),
     ],
 )
 @pytest.mark.parametrize("width", [80, 120])
@@ -53,6 +66,20 @@ def test_equal_layers_are_collapsed(output: Callable[..., str]) -> None:
     assert "model.layers.1-60" in text
     assert "60 x" in text
     assert text.count("q_a_proj") == 2
+
+
+def test_layers_that_alternate_are_listed_once(output: Callable[..., str]) -> None:
+    text = output("kimi-linear-48b-a3b")
+    assert "model.layers.3, 7, 11, 15, 19, 23, 26" in text
+    assert ("19 x" in text, "7 x" in text) == (True, True)
+    assert (text.count("kv_b_proj"), text.count("b_proj")) == (
+        1,
+        1 + 3 * 2,
+    )  # b_proj, f_b_proj and g_b_proj of two kinds
+    data = json.loads(output("kimi-linear-48b-a3b", as_json=True))
+    assert data["kda_layers"] == [i for i in range(26) if i % 4 != 3]
+    assert data["cache_bytes_constant"] == {"states_fp32": 41_943_040, "convolutions_bf16": 1_474_560}
+    assert data["parameters"]["kda"] == 20 * 39_514_272
 
 
 def test_a_trillion_parameters_take_a_moment(output: Callable[..., str]) -> None:
