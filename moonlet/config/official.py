@@ -116,7 +116,7 @@ def read_official(data: Mapping[str, Any], known: Collection[str]) -> dict[str, 
             only = f" for model_type {family!r}" if name not in _FIXED else ""
             raise ValueError(f"{given} is {value!r}; valid{only}: {', '.join(map(repr, fixed[name]))}")
         if name == "rope_parameters":
-            values |= _read_rope_parameters(value)
+            values |= _read_rope_parameters(value) if value is not None else {}
         elif name == "rope_scaling":
             values[name] = read_scaling(value) if value else None
         elif name in known:

@@ -27,6 +27,7 @@ def quiet() -> Iterator[None]:
     logging.disable_progress_bar()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # shared experts of width 0
+        warnings.filterwarnings("ignore", "`rope_scaling` is deprecated")  # Kimi Linear's published file names it
         yield
 
 
