@@ -124,11 +124,14 @@ def _forward(
     return o, S.view(state.shape), before
 
 
+def segment_tokens(batch: int, heads: int, width: int, device: torch.device, chunk: int = 32) -> int:
+    """Tokens of a segment, before each of which a state is kept for backward; of `batch` texts at once."""
+    return max(1, _SEGMENT.get(device.type, 1 << 24) // (batch * heads * width * chunk)) * chunk
+
+
 def _span(q: Tensor, chunk: int) -> int:
-    """Tokens of a segment."""
     B, T, H, K = q.shape
-    chunks = max(1, _SEGMENT.get(q.device.type, 1 << 24) // (B * H * K * chunk))
-    return min(chunks, -(-T // chunk)) * chunk
+    return min(segment_tokens(B, H, K, q.device, chunk), -(-T // chunk) * chunk)
 
 
 class _Masks:

@@ -21,6 +21,7 @@ from torch import Size
 from moonlet.config import ModelConfig
 from moonlet.model.count import part_of
 from moonlet.ops import attention
+from moonlet.ops.delta_chunked import segment_tokens
 from moonlet.ops.newton_schulz import chunk
 from moonlet.optim.blocks import matrix_counts
 from moonlet.optim.groups import group_of
@@ -92,10 +93,11 @@ def activations(
 ) -> int:
     """Bytes that autograd keeps of one forward of [batch, seq_len] tokens, without copies of weights."""
     s, D = dtype.itemsize, config.hidden_size
-    per_layer = _attention_bytes(config, seq_len, dtype, device, documents) + 2 * _norm_bytes(D, s)
+    attention = _attention_bytes(config, seq_len, dtype, device, documents)
+    kda = _kda_bytes(config, batch, seq_len, s, device, documents)
     total = 0.0
     for layer in range(config.num_hidden_layers):
-        total += per_layer
+        total += (kda if config.is_kda(layer) else attention) + 2 * _norm_bytes(D, s)
         if config.is_moe(layer):
             total += _expert_bytes(config, batch * seq_len, s)
         else:
@@ -126,6 +128,20 @@ def _attention_bytes(
         scores = (2 * H + 2 * groups) * wide * s + 4 * H + H * value * s
         return latents + scores + (seq_len * s if documents and device.type != "cuda" else 0)
     return latents + (H * key + groups * key + groups * value + H * value + H * seq_len) * s
+
+
+def _kda_bytes(config: ModelConfig, batch: int, seq_len: int, s: int, device: torch.device, documents: bool) -> float:
+    """Of one token in one layer: what the recurrence and the operations around it keep, and the states in between."""
+    linear = config.linear_attn_config
+    if linear is None:
+        return 0.0
+    H, K, wide = linear.num_heads, linear.head_dim, linear.width
+    # Queries, keys and values before and behind their convolutions; the result, its gate, and both together.
+    arrays = 9 * wide * s
+    decay = 3 * 4 * wide + 4 * H  # fp32: what softplus is given and gives, the decay itself; beta
+    borders = 4 * 8 if documents else 0  # of documents, int64, for three convolutions and the recurrence
+    segments = -(-seq_len // segment_tokens(batch, H, K, device))
+    return arrays + decay + borders + 2 * K * s + segments * 4 * wide * K / seq_len
 
 
 def _is_fused(config: ModelConfig, seq_len: int, dtype: torch.dtype, device: torch.device) -> bool:

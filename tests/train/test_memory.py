@@ -8,19 +8,24 @@ from typing import Any
 import pytest
 import torch
 
-from moonlet.config import ModelConfig
+from moonlet.config import LinearAttention, ModelConfig
 from moonlet.config.recipe import OptimSettings
 from moonlet.model.count import shapes
 from moonlet.model.init import build
 from moonlet.optim.optimizer import build_optimizer
 from moonlet.train.memory import activations, training_memory
+from tests.conftest import LINEAR
 
 CPU = torch.device("cpu")
+# States that weigh: four heads of 48, a state kept every 352 tokens.
+WIDE: dict[str, Any] = LINEAR | {"linear_attn_config": LinearAttention(48, 4, (1, 2, 3)), "num_hidden_layers": 3}
 VARIANTS: dict[str, dict[str, Any]] = {
     "mla": {},
     "one query matrix": {"q_lora_rank": None},
     "dense": {"n_routed_experts": 0, "n_shared_experts": 0},
     "grouped queries": {"kv_lora_rank": None, "num_key_value_heads": 2, "head_dim": 24},
+    "kimi linear": LINEAR,
+    "wide delta attention": WIDE,
     "many experts": {"n_routed_experts": 32, "num_experts_per_tok": 8},
 }
 
@@ -58,8 +63,11 @@ def test_activations_are_what_autograd_keeps(
 
 
 @pytest.mark.parametrize("kind", ["muon", "adamw"])
-def test_weights_and_optimizer_are_exact(tiny_config: Callable[..., ModelConfig], kind: str) -> None:
-    config = tiny_config()
+@pytest.mark.parametrize("changes", [{}, LINEAR], ids=["mla", "kimi linear"])
+def test_weights_and_optimizer_are_exact(
+    tiny_config: Callable[..., ModelConfig], kind: str, changes: dict[str, Any]
+) -> None:
+    config = tiny_config(**changes)
     memory = training_memory(
         config, shapes(config), optimizer=kind, batch=1, seq_len=8, dtype=torch.float32, device=CPU
     )
