@@ -10,7 +10,7 @@ from moonlet.cli.job import Outcome
 def print_outcome(outcome: Outcome, console: Console) -> None:
     """Say what came out, or how to go on when the run was stopped."""
     progress, run = outcome.progress, outcome.run
-    if outcome.bits is None:
+    if not outcome.finished:
         console.print(f"saved at step {progress.step}; go on with: moonlet resume {run.path}", highlight=False)
         return
     console.print(
@@ -23,7 +23,9 @@ def print_outcome(outcome: Outcome, console: Console) -> None:
 
 
 def verdict(outcome: Outcome) -> str:
-    """Validation bits per byte, beside the floor where it is known."""
+    """Validation bits per byte, beside the floor where it is known; or what was recalled."""
+    if outcome.recall is not None:
+        return outcome.recall.describe()
     assert outcome.bits is not None
     bits = outcome.bits.bits_per_byte
     if outcome.floor is None:

@@ -29,6 +29,7 @@ from moonlet.config.nearest import unknown
 from moonlet.config.optim_check import check_balance, check_optimizer, check_schedule
 from moonlet.config.presets import preset
 from moonlet.config.published import PUBLISHED
+from moonlet.config.recall import RECALL, check_recall
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,9 @@ class TokenizerSettings:
 class DataSettings:
     """What the run reads."""
 
-    kind: str = "story"  # "story", the built-in synthetic world; "tinystories", from the hub; or "text"
+    # "story", the built-in synthetic world; "tinystories", from the hub; "text"; or a synthetic recall task, "mqar",
+    # "palindrome", "stack", which brings its own tokenizer
+    kind: str = "story"
     path: str = ""  # text: a file, folder or glob of .txt, .jsonl or .parquet; for "tinystories": instead of the hub
     valid: str = ""  # text: validation file; empty: `valid_fraction` of `path`
     valid_fraction: float = 0.1
@@ -55,6 +58,11 @@ class DataSettings:
     megabytes: float = 10.0  # story: size of the training text
     valid_stories: int = 500  # story
     questions: bool = False  # story: each story is followed by its questions and their answers
+    sizes: tuple[int, ...] = (8,)  # mqar: pairs; palindrome: words; stack: operations; several: each as often
+    words: int = 64  # mqar: keys, and as many values; palindrome: words; stack: elements
+    stacks: int = 4  # stack
+    gaps: bool = False  # mqar: the room left in a sequence is spread between the queries, as random values
+    held_out: int = 512  # mqar, palindrome, stack: sequences evaluated, drawn anew
     seed: int = 0
     cache: str = ""  # where prepared shards lie; empty: inside the run folder
 
@@ -366,7 +374,7 @@ def _check(recipe: Recipe) -> None:
     t, o, d = recipe.train, recipe.optim, recipe.data
     choices = (
         ("tokenizer.kind", recipe.tokenizer.kind, ("bpe", "byte", "word", "sentencepiece")),
-        ("data.kind", d.kind, ("story", "tinystories", "text")),
+        ("data.kind", d.kind, ("story", "tinystories", "text", *RECALL)),
         ("data.split_by", d.split_by, ("separator", "file")),
         ("log.wandb", recipe.log.wandb, ("off", "offline", "online")),
         ("optim.kind", o.kind, ("adamw", "muon", "muonclip")),
@@ -395,5 +403,7 @@ def _check(recipe: Recipe) -> None:
         raise ValueError(f"data.stories is {d.stories}; it must be at least 0, and 0 means all")
     if not 0 < d.valid_fraction < 1:
         raise ValueError(f"data.valid_fraction is {d.valid_fraction}; it must lie between 0 and 1")
+    if d.kind in RECALL:
+        check_recall(d, t, recipe.tokenizer.path)
     if t.keep_last < 1:
         raise ValueError(f"train.keep_last is {t.keep_last}; it must be at least 1")

@@ -1,6 +1,7 @@
 """Corpora, preparation into token shards, and the loader that seeks to any step.
 
     corpus (documents) -> prepare (shards of tokens, manifest) -> open_dataset -> Loader (batches)
+    task (synthetic recall) -> RecallLoader (batches, drawn on the fly)
 
 Names are resolved on first use, so that importing the room costs nothing. `prepare` is imported from its own module,
 `moonlet.data.prepare`, whose name it shares.
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from moonlet.data.dataset import Dataset, open_dataset
     from moonlet.data.loader import Loader
     from moonlet.data.manifest import Manifest
+    from moonlet.data.recall import RecallLoader, RecallTask
     from moonlet.data.stream import TokenStream
     from moonlet.data.synthetic import StoryCorpus
 
@@ -24,6 +26,8 @@ __all__ = [
     "Dataset",
     "Loader",
     "Manifest",
+    "RecallLoader",
+    "RecallTask",
     "StoryCorpus",
     "TextFileCorpus",
     "TokenStream",
@@ -35,6 +39,8 @@ _HOME = {
     "Dataset": "moonlet.data.dataset",
     "Loader": "moonlet.data.loader",
     "Manifest": "moonlet.data.manifest",
+    "RecallLoader": "moonlet.data.recall",
+    "RecallTask": "moonlet.data.recall",
     "StoryCorpus": "moonlet.data.synthetic",
     "TextFileCorpus": "moonlet.data.corpus",
     "TokenStream": "moonlet.data.stream",

@@ -16,6 +16,7 @@ rank takes its contiguous share; hence the order does not depend on the number o
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,16 @@ from moonlet.data.shuffle import permute
 from moonlet.data.stream import TokenStream
 
 Batch = tuple[NDArray[np.int64], NDArray[np.int64]]
+
+
+class Batches(Protocol):
+    """What training reads: batches by their step, whatever was read before."""
+
+    batch_size: int
+
+    def batch(self, step: int) -> Batch:
+        """Inputs and targets, int64 [B, T]; a target of -100 is not trained on."""
+        ...
 
 
 class Loader:

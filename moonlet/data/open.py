@@ -26,7 +26,7 @@ def open_corpus(settings: DataSettings, progress: Progress | None = None) -> Cor
             questions=settings.questions,
         )
     if settings.kind not in ("text", "tinystories"):
-        raise ValueError(f"data.kind is {settings.kind!r}; valid: story, tinystories, text")
+        raise ValueError(f"data.kind is {settings.kind!r}, which is no text; valid here: story, tinystories, text")
     if settings.kind == "tinystories" and not settings.path:
         if settings.valid:
             raise ValueError(

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _MASK = 2**64 - 1
-_GOLDEN = 0x9E3779B97F4A7C15
+GOLDEN = 0x9E3779B97F4A7C15
 _ROUNDS = 6
 
 
@@ -50,11 +50,11 @@ def _feistel(value: NDArray[np.uint64], half: int, keys: list[int]) -> NDArray[n
     left, right = value >> shift, value & low
     for key in keys:
         # The top bits of the mix are the better ones, hence the shift.
-        left, right = right, left ^ (_mix(right ^ np.uint64(key)) >> np.uint64(64 - half))
+        left, right = right, left ^ (mix(right ^ np.uint64(key)) >> np.uint64(64 - half))
     return (left << shift) | right
 
 
-def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """splitmix64's finaliser; arrays of uint64 wrap around silently, as it wants."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -63,10 +63,11 @@ def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 def _keys(seed: int, epoch: int) -> list[int]:
     """One 64-bit key a round, from a splitmix64 sequence started at a mix of seed and epoch."""
-    state = _mix_one(_mix_one(seed & _MASK) + epoch)
-    return [_mix_one(state + turn * _GOLDEN) for turn in range(1, _ROUNDS + 1)]
+    state = mix_one(mix_one(seed & _MASK) + epoch)
+    return [mix_one(state + turn * GOLDEN) for turn in range(1, _ROUNDS + 1)]
 
 
-def _mix_one(value: int) -> int:
+def mix_one(value: int) -> int:
+    """`mix` of one integer, taken modulo 2^64."""
     # The constant keeps 0 from being a fixed point.
-    return int(_mix(np.array([(value + _GOLDEN) & _MASK], dtype=np.uint64))[0])
+    return int(mix(np.array([(value + GOLDEN) & _MASK], dtype=np.uint64))[0])

@@ -40,6 +40,10 @@ class Bits:
         """Nats a token."""
         return self.nats / self.tokens
 
+    def figures(self) -> dict[str, float]:
+        """For metrics.jsonl."""
+        return {"loss": self.loss, "bits_per_byte": self.bits_per_byte, "bytes": self.bytes}
+
 
 @dataclass(frozen=True)
 class Window:

@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moonlet.config.recall import RECALL
+from moonlet.config.recipe import Recipe
+from moonlet.data.recall import RecallTask
 from moonlet.eval.bits import Bits, measure
 from moonlet.eval.position import Bucket, by_position, exact_bytes, position_losses
 from moonlet.eval.questions import QuestionScores, ask
+from moonlet.eval.recall import RecallScores, measure_recall
 from moonlet.eval.texts import FileTexts, RunTexts, run_dataset
 from moonlet.eval.told import Told, judge, tell
 from moonlet.folder import load, model_folder
@@ -30,7 +34,7 @@ EVAL_FILE = "eval.json"
 class Request:
     """What to measure besides loss and bits per byte; equal requests give equal figures.
 
-    data: a text file, folder or glob; None: the run's own validation text. context: tokens read at once; None: the
+    data: a text file, folder or glob; None: the run's own validation text, or its recall task. context: tokens read at once; None: the
     run's sequence length, else 1,024 or the model's limit. questions: ask about `stories` held-out stories of the
     story world. samples: let the model tell so many texts. by_position: loss by position; packed: straight through
     the documents.
@@ -48,13 +52,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Report:
-    """An evaluation. `floor` is None where nobody knows the text's entropy, other parts where nobody asked."""
+    """An evaluation, of a text (`bits`) or of a recall task (`recall`).
+
+    `floor` is None where nobody knows the text's entropy, other parts where nobody asked.
+    """
 
     model: str
     weights: str
     text: str
     context: int
-    bits: Bits
+    bits: Bits | None
     floor: float | None
     counts: Counts
     lossless: bool
@@ -63,6 +70,7 @@ class Report:
     told: Told | None = None
     positions: tuple[Bucket, ...] | None = None
     packed: bool = False
+    recall: RecallScores | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; a part nobody asked for is missing."""
@@ -71,7 +79,9 @@ class Report:
             "weights": self.weights,
             "parameters": self.counts.total,
             "active_parameters": self.counts.active,
-            "text": {
+        }
+        if b is not None:
+            out["text"] = {
                 "name": self.text,
                 "documents": b.documents,
                 "bytes": b.bytes,
@@ -81,8 +91,9 @@ class Report:
                 "bits_per_byte": b.bits_per_byte,
                 "floor": self.floor,
                 "lossless_tokenizer": self.lossless,
-            },
-        }
+            }
+        if self.recall is not None:
+            out["recall"] = {"context": self.context, **self.recall.to_dict()}
         if self.questions is not None:
             out["questions"] = {"seed": self.seed, **self.questions.to_dict()}
         if self.told is not None:
@@ -110,6 +121,8 @@ def evaluate_folder(path: Path, request: Request | None = None) -> Report:
     run = Run.open(path) if (path / "recipe.toml").is_file() else None
     if request.data is None and run is None:
         raise ValueError(f"{path} is no run folder, so it has no validation text of its own; give --data FILE")
+    if request.data is None and run is not None and (recipe := run.recipe()).data.kind in RECALL:
+        return _recall_report(path, request, recipe)
     model, tokenizer = load(path)
     texts = FileTexts(request.data, tokenizer) if request.data else RunTexts(run or Run.open(path), tokenizer)
     recipe = run.recipe() if run else None
@@ -145,6 +158,35 @@ def evaluate_folder(path: Path, request: Request | None = None) -> Report:
         told=told,
         positions=positions,
         packed=request.packed,
+    )
+
+
+def _recall_report(path: Path, request: Request, recipe: Recipe) -> Report:
+    """What a run of a recall task answers; no text, so nothing of what is asked about texts."""
+    for asked, option in (
+        (request.questions, "--questions"),
+        (request.samples, "--samples"),
+        (request.by_position, "--by-position"),
+        (request.packed, "--packed"),
+    ):
+        if asked:
+            raise ValueError(f"{path} learnt {recipe.data.kind}, which is no text; leave out {option}, or give --data FILE")
+    model, tokenizer = load(path)
+    task, context = RecallTask.of(recipe.data), request.context or recipe.train.seq_len
+    scores = measure_recall(
+        model, task, seq_len=context, sequences=recipe.data.held_out, seed=recipe.data.seed + request.seed
+    )
+    return Report(
+        model=str(path),
+        weights=str(model_folder(path).relative_to(path)),
+        text=f"{task.name}, held out",
+        context=context,
+        bits=None,
+        floor=None,
+        counts=count(model.config),
+        lossless=tokenizer.lossless,
+        seed=request.seed,
+        recall=scores,
     )
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from moonlet.eval.bits import Bits
 from moonlet.eval.diversity import Diversity
 from moonlet.eval.questions import QuestionScores
+from moonlet.eval.recall import RecallScores
 from moonlet.eval.report import Report
 from moonlet.eval.told import TEMPERATURE, TOP_P, Told
 
@@ -18,16 +20,18 @@ def describe(report: Report) -> str:
     head = [
         ["model", report.model],
         ["parameters", f"{report.counts.total:,}, of which a token passes through {report.counts.active:,}"],
-        ["text", f"{report.text}: {b.documents:,} documents, {b.bytes:,} bytes, {b.tokens:,} tokens"],
+        ["text" if b else "task", f"{report.text}{_extent(b)}"],
         ["context", f"{report.context} tokens"],
-        ["loss", f"{b.loss:.4f} nats a token"],
-        ["bits per byte", f"{b.bits_per_byte:.4f}"],
     ]
-    if report.floor is not None:
-        over = 100 * (b.bits_per_byte / report.floor - 1)
-        head.append(["entropy floor", f"{report.floor:.4f} ({over:.1f}% above it)"])
+    if b is not None:
+        head += [["loss", f"{b.loss:.4f} nats a token"], ["bits per byte", f"{b.bits_per_byte:.4f}"]]
+        if report.floor is not None:
+            over = 100 * (b.bits_per_byte / report.floor - 1)
+            head.append(["entropy floor", f"{report.floor:.4f} ({over:.1f}% above it)"])
     parts = ["\n".join(f"{name:<13} {value}" for name, value in head)]
-    if not report.lossless:
+    if report.recall is not None:
+        parts.append(_recall(report.recall))
+    elif not report.lossless:
         parts.append(_LOSSY)
     if report.questions is not None:
         parts.append(_questions(report.questions))
@@ -46,13 +50,13 @@ def compare(reports: Sequence[Report]) -> str:
         if any(values):
             rows.append([name, *(v or "-" for v in values)])
     parts = [aligned(rows)]
-    texts = {(r.text, r.bits.bytes) for r in reports}
+    texts = {(r.text, r.bits and r.bits.bytes) for r in reports}
     if len(texts) > 1:
         named = "; ".join(f"{r.model}: {r.text}" for r in reports)
         parts.append(f"Not measured on one text ({named}): their losses do not compare; give --data FILE.")
-    if any(not r.lossless for r in reports):
+    if any(r.bits and not r.lossless for r in reports):
         parts.append(_LOSSY)
-    elif len({r.bits.tokens for r in reports}) > 1:
+    elif len({r.bits and r.bits.tokens for r in reports}) > 1:
         parts.append("Their tokenizers differ: compare bits per byte, not loss.")
     if any(r.positions for r in reports):
         parts.append(_positions([r for r in reports if r.positions]))
@@ -74,9 +78,13 @@ def _told_share(name: str) -> Callable[[Report], str]:
 
 
 _FIGURES: tuple[tuple[str, Callable[[Report], str]], ...] = (
-    ("bits per byte", lambda r: f"{r.bits.bits_per_byte:.4f}" + ("" if r.lossless else " (lossy)")),
+    ("answers recalled", lambda r: _share(r.recall.all.accuracy) if r.recall else ""),
+    ("  by chance", lambda r: _share(r.recall.task.chance) if r.recall else ""),
+    ("sequences recalled", lambda r: _share(r.recall.all.whole) if r.recall else ""),
+    ("bits per byte", lambda r: f"{r.bits.bits_per_byte:.4f}" + ("" if r.lossless else " (lossy)") if r.bits else ""),
     ("  entropy floor", lambda r: "" if r.floor is None else f"{r.floor:.4f}"),
-    ("loss, nats a token", lambda r: f"{r.bits.loss:.4f}"),
+    ("loss, nats a token", lambda r: f"{r.bits.loss:.4f}" if r.bits else ""),
+    ("loss, nats an answer", lambda r: f"{r.recall.all.loss:.4f}" if r.recall else ""),
     ("answers chosen", lambda r: _share(r.questions.chosen["all"].share) if r.questions else ""),
     ("  by chance", lambda r: _share(r.questions.chosen["all"].chance) if r.questions else ""),
     ("answers exact", lambda r: _share(r.questions.exact["all"].share) if r.questions else ""),
@@ -93,6 +101,21 @@ _FIGURES: tuple[tuple[str, Callable[[Report], str]], ...] = (
     ("  active a token", lambda r: f"{r.counts.active:,}"),
     ("context", lambda r: f"{r.context:,}"),
 )
+
+
+def _extent(bits: Bits | None) -> str:
+    return "" if bits is None else f": {bits.documents:,} documents, {bits.bytes:,} bytes, {bits.tokens:,} tokens"
+
+
+def _recall(scores: RecallScores) -> str:
+    rows: Rows = [[scores.task.unit, "answers", "right", "by chance", "sequences", "right", "nats an answer"]]
+    for size, part in [*((str(size), part) for size, part in scores.sizes.items()), ("all", scores.all)]:
+        rows.append(
+            [f"  {size}", f"{part.answers:,}", _share(part.accuracy), _share(scores.task.chance),
+             f"{part.sequences:,}", _share(part.whole), f"{part.loss:.4f}"]
+        )  # fmt: skip
+    note = "Held-out sequences, drawn anew; each answer is predicted with the right ones before it in view."
+    return f"{aligned(rows)}\n{note}"
 
 
 def _questions(scores: QuestionScores) -> str:

@@ -1,4 +1,5 @@
-"""loss.png: training loss, validation bits per byte with the entropy floor, and the learning rate, by step."""
+"""loss.png: training loss, validation bits per byte with the entropy floor (or, of a recall task, the share of answers
+that are right), and the learning rate, by step."""
 
 from __future__ import annotations
 
@@ -48,9 +49,13 @@ def _draw_training(axes: Any, train: list[dict[str, Any]]) -> None:
 
 
 def _draw_validation(axes: Any, evals: list[dict[str, Any]], floor: float | None) -> None:
-    label(axes, "validation (bits per byte)")
+    recalled = bool(evals) and "accuracy" in evals[-1]
+    what = "accuracy" if recalled else "bits_per_byte"
+    label(axes, "held-out answers that are right (share)" if recalled else "validation (bits per byte)")
+    if recalled:
+        axes.set_ylim(-0.02, 1.1)
     if evals:
-        steps, bits = [r["step"] for r in evals], [r["bits_per_byte"] for r in evals]
+        steps, bits = [r["step"] for r in evals], [r[what] for r in evals]
         axes.plot(steps, bits, color=VALID, linewidth=1.6, marker="o", markersize=3.5)
         axes.annotate(
             f"{bits[-1]:.3f}", (steps[-1], bits[-1]), textcoords="offset points", xytext=(0, 8), ha="right",

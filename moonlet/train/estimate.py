@@ -23,10 +23,12 @@ from torch import Size
 
 from moonlet import text
 from moonlet.config import Recipe
+from moonlet.config.recall import RECALL
 from moonlet.config.recipe import TokenizerSettings
 from moonlet.data.corpus import Corpus
 from moonlet.data.expected import expected_bytes
 from moonlet.data.open import open_corpus
+from moonlet.data.recall import RecallTask
 from moonlet.model.count import count, shapes
 from moonlet.model.flops import Flops, flops_per_token
 from moonlet.model.init import build
@@ -118,8 +120,12 @@ def plan_run(recipe: Recipe, out: Path) -> Plan:
         torch.set_num_threads(t.threads)
     device = pick_device(t.device)
     dtype = compute_dtype(t.dtype, device)
-    corpus = open_corpus(recipe.data)
-    vocabulary, bytes_per_token, exact = _vocabulary(recipe, corpus)
+    # A recall task is no text: it is drawn while it is read, and never read twice.
+    corpus = None if recipe.data.kind in RECALL else open_corpus(recipe.data)
+    if corpus is None:
+        vocabulary, bytes_per_token, exact = RecallTask.of(recipe.data).tokenizer().vocab_size, 1.0, True
+    else:
+        vocabulary, bytes_per_token, exact = _vocabulary(recipe, corpus)
     config = recipe.model.replace(vocab_size=vocabulary)
     tensors = shapes(config)
     counts, flops = count(config, tensors), flops_per_token(config, t.seq_len, tensors=tensors)
@@ -136,7 +142,7 @@ def plan_run(recipe: Recipe, out: Path) -> Plan:
     fitting = next((b for b in (micro, 1) if memory(b).total < 0.8 * room), None)
     speed = step_speed(replace(recipe, model=config), device, dtype, flops, tensors, fitting)
     steps = t.steps or (max(1, int(t.minutes * 60 / speed.step_seconds)) if t.minutes else None)
-    size = expected_bytes(corpus, "train")
+    size = None if corpus is None else expected_bytes(corpus, "train")
     needed = memory(micro)
     checkpoint = needed.weights + needed.optimizer
     return Plan(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from moonlet.config import Recipe
-from moonlet.data.loader import Loader
+from moonlet.data.loader import Batches
 from moonlet.hub.write import write_model
 from moonlet.model.model import CausalLM
 from moonlet.model.observe import router_entropy
@@ -67,7 +67,7 @@ class Trainer:
         run: Run,
         model: CausalLM,
         optimizer: Optimizer,
-        loader: Loader,
+        loader: Batches,
         tokenizer: Tokenizer,
         progress: Progress | None = None,
         hooks: Hooks | None = None,

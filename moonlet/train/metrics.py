@@ -6,7 +6,9 @@ train        loss (nats a token), lr, grad_norm, tokens_per_s; where tokens are 
              and clipped heads
 experts      a MoE layer each: load (share of each expert), max_over_mean, entropy (nats)
 attention    a layer each: clipped heads; and of each head max_logits of the step, or null and logit_bound, and gamma
-eval         loss, bits_per_byte and bytes of the validation text
+eval         loss, bits_per_byte and bytes of the validation text; of a recall task loss, accuracy (share of answers
+             that are right), sequences_right (share of sequences that are right throughout) and, where there are
+             several sizes, accuracy_SIZE of each
 routers      a MoE layer each: entropy (nats) of the router's normalised scores, mean over the tokens of a fixed text
 alarm        experts of a layer that have collapsed (see `moonlet.train.alarm`): crowd (share of the tokens that the
              busiest takes), dead and experts (counts), text

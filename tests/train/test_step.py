@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from moonlet.cli import job
+from moonlet.cli import job, material
 from moonlet.config.recipe import OptimSettings
 from moonlet.model.init import build
 from moonlet.model.model import CausalLM
@@ -175,7 +175,7 @@ def test_a_checkpoint_is_saved_before_its_step_is_evaluated(tmp_path: Path, monk
     def crash(*_: object) -> None:
         raise RuntimeError("evaluation broke")
 
-    monkeypatch.setattr(job, "validation_bits", crash)
+    monkeypatch.setattr(material, "validation_bits", crash)
     with pytest.raises(RuntimeError, match="evaluation broke"):
         job.start(tiny.recipe(tmp_path, "train.eval_every=6", "train.save_every=6"), tmp_path / "run", tiny.quiet())
     newest = newest_good(tmp_path / "run" / "checkpoints")
