@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from moonlet.cli.material import Material, open_material
 from moonlet.cli.progress import Display

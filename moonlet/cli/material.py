@@ -32,11 +32,20 @@ from moonlet.train.run import Run
 class Material(Protocol):
     """A text or a task, with its tokenizer."""
 
-    tokenizer: Tokenizer
-    floor: float | None
-    """Bits per byte that no model can beat; None where nobody knows."""
-    folder: Path | None
-    """Where its shards lie, if it has any."""
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """From its text to ids."""
+        ...
+
+    @property
+    def floor(self) -> float | None:
+        """Bits per byte that no model can beat; None where nobody knows."""
+        ...
+
+    @property
+    def folder(self) -> Path | None:
+        """Where its shards lie, if it has any."""
+        ...
 
     def title(self, name: str) -> str:
         """The heading of a run's pictures; what is synthetic is always called so."""
@@ -115,8 +124,8 @@ class TaskMaterial:
 
     tokenizer: Tokenizer
     task: RecallTask
-    floor = None
-    folder = None
+    floor: float | None = None
+    folder: Path | None = None
 
     @classmethod
     def of(cls, recipe: Recipe, run: Run, console: Console) -> TaskMaterial:

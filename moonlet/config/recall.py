@@ -1,12 +1,12 @@
 """The synthetic recall tasks: how long their sequences are, and which settings of them are possible.
 
-Tokens of a sequence of size n, [BOS] included (see `moonlet.data.recall` for what they mean):
+Inputs of a sequence of size n, [BOS] included (see `moonlet.data.recall` for what they mean):
 
-    mqar        k v  n times, ?, k v  n times       4n + 2
-    palindrome  w  n times, |, w  n times           2n + 2
-    stack       push s e, or pop s e,  n times      3n + 1
+    mqar        k v  n times, ?, k  n times         3n + 2
+    palindrome  w  n times, |, w  n times           2n + 1
+    stack       push s e, or pop s e,  n times      3n
 
-A row of the batch has as many inputs as these less one: the last token is only ever predicted.
+The last word of a palindrome and the last element of a stack are only ever predicted.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ UNITS = {"mqar": "pairs", "palindrome": "words", "stack": "operations"}
 
 
 def recall_length(kind: str, size: int) -> int:
-    """Tokens of one sequence without gaps, [BOS] included."""
-    return {"mqar": 4 * size + 2, "palindrome": 2 * size + 2, "stack": 3 * size + 1}[kind]
+    """Inputs of one sequence without gaps, [BOS] included."""
+    return {"mqar": 3 * size + 2, "palindrome": 2 * size + 1, "stack": 3 * size}[kind]
 
 
 def check_recall(data: DataSettings, train: TrainSettings, tokenizer_path: str) -> None:
@@ -54,7 +54,7 @@ def check_recall(data: DataSettings, train: TrainSettings, tokenizer_path: str) 
         )
     if data.gaps and kind != "mqar":
         raise ValueError(f"data.gaps is true and data.kind is {kind!r}; only mqar has gaps")
-    inputs = recall_length(kind, largest) - 1
+    inputs = recall_length(kind, largest)
     if inputs > train.seq_len:
         raise ValueError(
             f"{kind} of {largest} {unit} takes {inputs} tokens and train.seq_len is {train.seq_len}; "

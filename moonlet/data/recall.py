@@ -1,12 +1,13 @@
 """Synthetic recall: small tasks with one right answer, which tell architectures apart where perplexity does not.
 
-    mqar        k3 v7 k1 v2 ? k1 v2 k3 v7          pairs; then every key in another order: its value is the answer
+    mqar        k3 v7 k1 v2 ? k1 k3                pairs; then every key in another order, whose value is the answer
     palindrome  w3 w1 w1 w8 | w8 w1 w1 w3          words; then the same backwards: all of them are answers
     stack       push s2 e5 push s0 e1 pop s2 e5    several stacks; what a pop brings up is the answer
 
 Multi-query associative recall is Zoology's (Arora et al., arXiv 2312.04927); the three together are how Kimi Linear
 compares token mixers (arXiv 2510.26692, section 5.1). An answer is a token that follows from those before it; all
-others are random, and neither trained on nor counted: their targets are -100.
+others are random, and neither trained on nor counted: their targets are -100. The answers of mqar are not read: with
+them in view a model may do without the keys, since the value of the last one is that which is left over.
 
 Sequences are drawn on the fly. Sequence p of a seed and split is always the same one, and its size is sizes[p mod n],
 so that each batch holds every size; steps are positions as in `moonlet.data.loader`.
@@ -19,7 +20,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moonlet.config.recall import UNITS, recall_length
 from moonlet.config.recipe import DataSettings
@@ -28,8 +28,8 @@ from moonlet.data.loader import Batch
 from moonlet.text.word import SMALLEST, WordTokenizer
 
 NO_TARGET = -100
-Drawn = tuple[Ints, NDArray[np.bool_]]
-"""Tokens [B, n], [BOS] not among them, and which of them are answers."""
+Drawn = tuple[Ints, Ints]
+"""Words [B, n] behind [BOS], and [B, n] the answer behind each, or NO_TARGET; from 0 and not from SMALLEST."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,10 @@ class RecallTask:
         return WordTokenizer(self.vocabulary, glue={"?": ""})
 
     def draw(self, draws: Draws, size: int, length: int) -> Drawn:
-        """One sequence for each row of `draws`: tokens [B, n], and which of them are answers.
+        """One sequence of `size` for each row of `draws`.
 
         Args:
-            length: tokens there is room for behind [BOS]; only gaps make use of it.
+            length: words there is room for; only gaps make use of it.
         """
         if self.kind == "mqar":
             return self._mqar(draws, size, length)
@@ -94,25 +94,24 @@ class RecallTask:
         W = self.words
         keys = draws.distinct(pairs, W)  # (B, n)
         values = W + draws.below(pairs, W)  # (B, n)
-        order = draws.distinct(pairs, pairs)  # (B, n), the place of the pair each query asks for
+        order = draws.distinct(pairs, pairs)  # (B, n), the pair that each query asks for
         told = np.stack((keys, values), 2).reshape(len(keys), -1)  # (B, 2n)
         mark = np.full((len(keys), 1), 2 * W)
-        room = length - (recall_length(self.kind, pairs) - 1) if self.gaps else 0
-        asked = W + draws.below(2 * pairs + room, W)  # (B, 2n + room), to be written over but for the gaps
+        room = length - (3 * pairs + 1) if self.gaps else 0
+        asked = W + draws.below(pairs + room, W)  # (B, n + room), to be written over but for the gaps
         # Sorted draws with repetition: fillers before each query.
-        places = np.sort(draws.below(pairs, room + 1), 1) + 2 * np.arange(pairs)  # (B, n)
+        places = np.sort(draws.below(pairs, room + 1), 1) + np.arange(pairs)  # (B, n)
         np.put_along_axis(asked, places, np.take_along_axis(keys, order, 1), 1)
-        np.put_along_axis(asked, places + 1, np.take_along_axis(values, order, 1), 1)
-        answers = np.zeros((len(keys), 4 * pairs + 1 + room), dtype=np.bool_)
-        np.put_along_axis(answers, 2 * pairs + 1 + places + 1, True, 1)
-        return SMALLEST + np.concatenate((told, mark, asked), 1), answers
+        words = np.concatenate((told, mark, asked), 1)
+        answers = np.full(words.shape, NO_TARGET)
+        np.put_along_axis(answers, 2 * pairs + 1 + places, np.take_along_axis(values, order, 1), 1)
+        return words, answers
 
     def _palindrome(self, draws: Draws, words: int) -> Drawn:
         told = draws.below(words, self.words)  # (B, n)
-        mark = np.full((len(told), 1), self.words)
-        tokens = np.concatenate((told, mark, told[:, ::-1]), 1)
-        answers = np.broadcast_to(np.arange(tokens.shape[1]) > words, tokens.shape)
-        return SMALLEST + tokens, answers
+        back = told[:, ::-1]
+        mark, silence = np.full((len(told), 1), self.words), np.full(told.shape, NO_TARGET)
+        return np.concatenate((told, mark, back[:, :-1]), 1), np.concatenate((silence, back), 1)
 
     def _stack(self, draws: Draws, operations: int) -> Drawn:
         """A coin decides between push and pop, but the last operation pops: there is always an answer."""
@@ -122,7 +121,8 @@ class RecallTask:
         B = len(elements)
         rows, heights = np.arange(B), np.zeros((B, S), dtype=np.int64)
         held = np.zeros((B, S, operations), dtype=np.int64)
-        tokens, answers = np.empty((B, operations, 3), dtype=np.int64), np.zeros((B, operations, 3), dtype=np.bool_)
+        words = np.empty((B, operations, 3), dtype=np.int64)
+        answers = np.full(words.shape, NO_TARGET)
         for i in range(operations):
             filled = heights > 0  # (B, S)
             count = filled.sum(1)
@@ -134,9 +134,9 @@ class RecallTask:
             element = np.where(pop, held[rows, stack, level], elements[:, i])
             held[rows, stack, level] = element
             heights[rows, stack] = level + ~pop
-            tokens[:, i] = np.stack((W + S + pop, W + stack, element), 1)
-            answers[:, i, 2] = pop
-        return SMALLEST + tokens.reshape(B, -1), answers.reshape(B, -1)
+            words[:, i] = np.stack((W + S + pop, W + stack, element), 1)
+            answers[pop, i, 1] = element[pop]
+        return words.reshape(B, -1)[:, :-1], answers.reshape(B, -1)[:, :-1]
 
 
 class RecallLoader:
@@ -168,9 +168,11 @@ class RecallLoader:
             raise ValueError(f"seq_len {seq_len}, batch_size {batch_size}, rank {rank} of {world_size} is impossible")
         if batch_size % world_size:
             raise ValueError(f"batch_size {batch_size} is not divisible by world_size {world_size}")
-        longest = recall_length(task.kind, max(task.sizes)) - 1
+        longest = recall_length(task.kind, max(task.sizes))
         if longest > seq_len:
-            raise ValueError(f"{task.kind} of {max(task.sizes)} {task.unit} takes {longest} tokens; seq_len is {seq_len}")
+            raise ValueError(
+                f"{task.kind} of {max(task.sizes)} {task.unit} takes {longest} tokens; seq_len is {seq_len}"
+            )
         self.task, self.seq_len, self.batch_size = task, seq_len, batch_size
         self._seed, self._split = seed, split
         self._local = batch_size // world_size
@@ -211,18 +213,18 @@ class RecallLoader:
     def rows(self, position: int, count: int) -> Batch:
         """Sequences `position` .. `position + count - 1`: inputs and targets, int64 [count, T]."""
         positions = np.arange(position, position + count, dtype=np.int64)
-        tokens = np.full((count, self.seq_len + 1), self._tokenizer.pad_id)
-        asked = np.zeros(tokens.shape, dtype=np.bool_)
-        tokens[:, 0] = self._tokenizer.bos_id
+        inputs = np.full((count, self.seq_len), self._tokenizer.pad_id)
+        targets = np.full(inputs.shape, NO_TARGET)
+        inputs[:, 0] = self._tokenizer.bos_id
         sizes = self.task.sizes
         for i, size in enumerate(sizes):
             here = np.flatnonzero(positions % len(sizes) == i)
             if len(here):
-                drawn, answers = self.task.draw(Draws(self._seed, self._split, positions[here]), size, self.seq_len)
-                tokens[here, 1 : 1 + drawn.shape[1]] = drawn
-                asked[here, 1 : 1 + drawn.shape[1]] = answers
-        targets = np.where(asked, tokens, NO_TARGET)
-        return np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(targets[:, 1:])
+                draws = Draws(self._seed, self._split, positions[here])
+                words, answers = self.task.draw(draws, size, self.seq_len - 1)  # (b, n)
+                inputs[here, 1 : 1 + words.shape[1]] = words + SMALLEST
+                targets[here, 1 : 1 + words.shape[1]] = np.where(answers == NO_TARGET, NO_TARGET, answers + SMALLEST)
+        return inputs, targets
 
     def size_of(self, position: int) -> int:
         """Pairs, words or operations of a sequence."""

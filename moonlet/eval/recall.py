@@ -151,7 +151,11 @@ def measure_recall(
     finally:
         if model is not None:
             model.train(was_training)
-    return RecallScores(task, {size: Recalled(*map(int, total[:4]), float(total[4])) for size, total in sums.items()})
+    return RecallScores(task, {size: _recalled(*total.tolist()) for size, total in sums.items()})
+
+
+def _recalled(answers: float, right: float, sequences: float, whole: float, nats: float) -> Recalled:
+    return Recalled(int(answers), int(right), int(sequences), int(whole), nats)
 
 
 def _count(answer: Answering, inputs: Tensor, targets: Tensor) -> Tensor:

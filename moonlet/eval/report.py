@@ -34,10 +34,10 @@ EVAL_FILE = "eval.json"
 class Request:
     """What to measure besides loss and bits per byte; equal requests give equal figures.
 
-    data: a text file, folder or glob; None: the run's own validation text, or its recall task. context: tokens read at once; None: the
-    run's sequence length, else 1,024 or the model's limit. questions: ask about `stories` held-out stories of the
-    story world. samples: let the model tell so many texts. by_position: loss by position; packed: straight through
-    the documents.
+    data: a text file, folder or glob; None: the run's own validation text, or its recall task. context: tokens read at
+    once; None: the run's sequence length, else 1,024 or the model's limit. questions: ask about `stories` held-out
+    stories of the story world. samples: let the model tell so many texts. by_position: loss by position; packed:
+    straight through the documents.
     """
 
     data: Path | None = None
@@ -121,11 +121,11 @@ def evaluate_folder(path: Path, request: Request | None = None) -> Report:
     run = Run.open(path) if (path / "recipe.toml").is_file() else None
     if request.data is None and run is None:
         raise ValueError(f"{path} is no run folder, so it has no validation text of its own; give --data FILE")
-    if request.data is None and run is not None and (recipe := run.recipe()).data.kind in RECALL:
+    recipe = run.recipe() if run else None
+    if request.data is None and recipe is not None and recipe.data.kind in RECALL:
         return _recall_report(path, request, recipe)
     model, tokenizer = load(path)
     texts = FileTexts(request.data, tokenizer) if request.data else RunTexts(run or Run.open(path), tokenizer)
-    recipe = run.recipe() if run else None
     context = request.context
     if context is None:
         context = recipe.train.seq_len if recipe else min(1024, model.config.max_position_embeddings)
@@ -170,7 +170,9 @@ def _recall_report(path: Path, request: Request, recipe: Recipe) -> Report:
         (request.packed, "--packed"),
     ):
         if asked:
-            raise ValueError(f"{path} learnt {recipe.data.kind}, which is no text; leave out {option}, or give --data FILE")
+            raise ValueError(
+                f"{path} learnt {recipe.data.kind}, which is no text; leave out {option}, or give --data FILE"
+            )
     model, tokenizer = load(path)
     task, context = RecallTask.of(recipe.data), request.context or recipe.train.seq_len
     scores = measure_recall(

@@ -8,7 +8,7 @@ from typing import Any
 
 from moonlet.plot.canvas import FLOOR, INK, PALETTE, VALID, label, legend, margins, new_figure, plain, save
 from moonlet.plot.history import History, names_of, thin
-from moonlet.plot.loss import limits, smooth
+from moonlet.plot.loss import RECALLED, limits, smooth
 
 _SINGLE = {
     "lr": ("learning_rate.png", "learning rate"),
@@ -57,7 +57,8 @@ def _draw_losses(
         end = max(end, xs[-1])
     left.set_ylim(min(low for low, _ in bounds), max(high for _, high in bounds))
     label(left, "training loss (nats a token)", below)
-    label(right, "validation (bits per byte)", below)
+    kinds = sorted({h.recalls for h in histories if h.evals}) or [False]
+    label(right, " / ".join(RECALLED if recalled else "validation (bits per byte)" for recalled in kinds), below)
     _draw_floors(right, histories, names, colours)
     if not any(h.evals for h in histories):
         right.text(0.5, 0.5, "not evaluated yet", transform=right.transAxes, ha="center", fontsize=9, color=INK)

@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 
 from moonlet.config import Recipe
+from moonlet.config.recall import RECALL
 from moonlet.data.manifest import MANIFEST_FILE, Manifest, read_manifest
+from moonlet.data.recall import RecallTask
 from moonlet.train.metrics import read_metrics
 from moonlet.train.run import Run
 
@@ -48,6 +50,8 @@ class History:
     @property
     def title(self) -> str:
         """Heading of pictures; synthetic text is always called so."""
+        if self.recipe.data.kind in RECALL:
+            return f"{self.recipe.name}: {RecallTask.of(self.recipe.data).name}"
         if self.text is None:
             return self.recipe.name
         return f"{self.recipe.name}: {self.text.name}" + ("" if self.text.synthetic else " (real text)")
@@ -72,9 +76,14 @@ class History:
         found = [(r["step"], r[name]) for r in self.train if math.isfinite(r.get(name, math.nan))]
         return [step for step, _ in found], [value for _, value in found]
 
+    @property
+    def recalls(self) -> bool:
+        """Whether evaluations count right answers, and not bits per byte."""
+        return bool(self.evals) and "accuracy" in self.evals[-1]
+
     def bits(self) -> tuple[list[int], list[float]]:
-        """Steps and bits per byte of the evaluations."""
-        return [r["step"] for r in self.evals], [r["bits_per_byte"] for r in self.evals]
+        """Steps and bits per byte of the evaluations; of a recall task, the share of answers that are right."""
+        return [r["step"] for r in self.evals], [_held_out(r) for r in self.evals]
 
     def at(self, steps: Sequence[int], by: str) -> list[float]:
         """Where `steps` lie on the axis `by`."""
@@ -113,11 +122,15 @@ def read_history(path: Path) -> History:
         raise ValueError(f"{path} has {len(train)} training steps in {run.metrics_file.name}; a curve needs at least 2")
     return History(
         run, run.recipe(), run.facts(), train,
-        [r for r in kinds.get("eval", []) if math.isfinite(r.get("bits_per_byte", math.nan))],
+        [r for r in kinds.get("eval", []) if math.isfinite(_held_out(r))],
         kinds.get("experts", []), kinds.get("routers", []), kinds.get("attention", []),
         kinds.get("sample", []), len(kinds.get("skip", [])),
         _manifest(run),
     )  # fmt: skip
+
+
+def _held_out(record: dict[str, Any]) -> float:
+    return float(record.get("bits_per_byte", record.get("accuracy", math.nan)))
 
 
 def _manifest(run: Run) -> Manifest | None:

@@ -10,6 +10,8 @@ from typing import Any
 from moonlet.plot.canvas import FLOOR, MUTED, TRAIN, VALID, label, margins, new_figure, save
 from moonlet.train.metrics import read_metrics
 
+RECALLED = "held-out answers that are right (share)"
+
 
 def draw_loss(metrics: Path, picture: Path, title: str, floor: float | None = None) -> None:
     """Draw `metrics` (a metrics.jsonl) into `picture`, atomically; does nothing while there is nothing to draw.
@@ -51,7 +53,7 @@ def _draw_training(axes: Any, train: list[dict[str, Any]]) -> None:
 def _draw_validation(axes: Any, evals: list[dict[str, Any]], floor: float | None) -> None:
     recalled = bool(evals) and "accuracy" in evals[-1]
     what = "accuracy" if recalled else "bits_per_byte"
-    label(axes, "held-out answers that are right (share)" if recalled else "validation (bits per byte)")
+    label(axes, RECALLED if recalled else "validation (bits per byte)")
     if recalled:
         axes.set_ylim(-0.02, 1.1)
     if evals:

@@ -122,10 +122,11 @@ def _learning(history: History) -> dict[str, Any]:
     if history.evals:
         steps, bits = history.bits()
         low = min([*bits, *([history.floor] if history.floor is not None else [])])
-        charts["bits"] = _chart(
-            "Validation, bits per byte", [_series("bits per byte", 1, steps, bits)],
-            (0.9 * low, max(bits) + 0.05 * (max(bits) - low)), history.floor,
-        )  # fmt: skip
+        title, unit = "Validation, bits per byte", "bits per byte"
+        within = (0.9 * low, max(bits) + 0.05 * (max(bits) - low))
+        if history.recalls:
+            title, unit, within = "Held-out answers that are right", "share", (0.0, 1.05)
+        charts["bits"] = _chart(title, [_series(unit, 1, steps, bits)], within, history.floor)
     for tone, (column, title) in enumerate(
         (("lr", "Learning rate"), ("grad_norm", "Gradient norm, before clipping"), ("tokens_per_s", "Tokens a second"))
     ):
@@ -262,6 +263,12 @@ def _verdict(history: History) -> dict[str, str] | None:
     if not history.evals:
         return None
     last = history.evals[-1]
+    if history.recalls:
+        chance = f"a guess is right in 1 of {history.recipe.data.words}"
+        return {
+            "bits": f"{last['accuracy']:.1%}",
+            "what": f"of held-out answers right at step {last['step']:,}; {chance}",
+        }
     bits, floor = last["bits_per_byte"], history.floor
     what = f"bits per byte of validation text at step {last['step']:,}"
     if floor is not None:
