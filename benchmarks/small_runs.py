@@ -1,4 +1,4 @@
-"""Small training runs on the story world, each kept as one line of a file: what the benchmarks that compare runs share.
+"""Small training runs, on the story world, a text file or a recall task, each kept as one line of a file: what the benchmarks that compare runs share.
 
 A run is a recipe, trained as `moonlet train` trains it, and its line holds what the recipe changes and what was
 measured. A benchmark that is started again finds the lines and takes only the runs that are missing, so an interruption
@@ -30,7 +30,7 @@ from moonlet.config import Recipe, recipe_from_dict  # noqa: E402
 from moonlet.config.recipe import DataSettings  # noqa: E402
 from moonlet.data.corpus import Corpus  # noqa: E402
 from moonlet.data.dataset import Dataset, open_dataset  # noqa: E402
-from moonlet.data.loader import Loader  # noqa: E402
+from moonlet.data.loader import Batches, Loader  # noqa: E402
 from moonlet.data.open import open_corpus  # noqa: E402
 from moonlet.data.prepare import folder_name, prepare  # noqa: E402
 from moonlet.eval.bits import measure  # noqa: E402
@@ -113,6 +113,11 @@ class Taken:
         return float("inf") if self.diverged else float(self.of("eval")[-1]["bits_per_byte"])
 
     @property
+    def final(self) -> dict[str, Any]:
+        """The figures of its last evaluation; empty when it diverged."""
+        return {} if self.diverged else self.of("eval")[-1]
+
+    @property
     def curve(self) -> tuple[list[int], list[float]]:
         """Steps and bits per byte of its evaluations."""
         evals = self.of("eval")
@@ -142,8 +147,29 @@ class Laboratory:
     def recipe(self, changes: Changes) -> Recipe:
         """The whole recipe of a run that differs from the others by `changes`."""
         recipe = recipe_from_dict({"prompts": [], **merged(self.base, changes)})
-        ids = {f"{name}_token_id": getattr(self.tokenizer, f"{name}_id") for name in ("bos", "eos", "pad")}
-        return replace(recipe, model=recipe.model.replace(vocab_size=self.tokenizer.vocab_size, **ids))
+        tokenizer = self.tokenizer_of(recipe)
+        ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_id") for name in ("bos", "eos", "pad")}
+        return replace(recipe, model=recipe.model.replace(vocab_size=tokenizer.vocab_size, **ids))
+
+    def tokenizer_of(self, recipe: Recipe) -> Tokenizer:
+        """A run's tokenizer: one for all."""
+        return self.tokenizer
+
+    def loader_of(self, recipe: Recipe) -> Batches:
+        """What a run trains on."""
+        t, stream = recipe.train, self.dataset.tokens("train")
+        return Loader(stream, seq_len=t.seq_len, batch_size=t.batch_size, seed=t.seed, align=t.separate_documents)
+
+    def evaluate(self, model: CausalLM, recipe: Recipe) -> dict[str, float]:
+        """All of the validation text, each story from its beginning."""
+        stream = self.dataset.tokens("valid")
+        stories = ((stream.document(i).tolist(), stream.document_bytes(i)) for i in range(stream.n_documents))
+        bits = measure(model, stories, recipe.train.seq_len)
+        return {"loss": bits.loss, "bits_per_byte": bits.bits_per_byte}
+
+    def outcome(self, taken: Taken) -> str:
+        """A run's result in a few words."""
+        return f"{taken.bits:.4f} bits per byte"
 
     def run(self, changes: Changes, label: str, watch: Watch = _unwatched) -> Taken:
         """Train, or find it done. A section "benchmark" of `changes` is no recipe's; it tells runs apart."""
@@ -164,30 +190,22 @@ class Laboratory:
         run = Run.create(folder, recipe)
         model = build(recipe.model, seed=t.seed)
         model.compute_dtype = getattr(torch, t.dtype)
-        stream = self.dataset.tokens("train")
-        loader = Loader(stream, seq_len=t.seq_len, batch_size=t.batch_size, seed=t.seed, align=t.separate_documents)
-        trainer = Trainer(recipe, run, model, build_optimizer(model, recipe.optim), loader, self.tokenizer)
+        loader, tokenizer = self.loader_of(recipe), self.tokenizer_of(recipe)
+        trainer = Trainer(recipe, run, model, build_optimizer(model, recipe.optim), loader, tokenizer)
         with watch(model) as after_step:
 
             def show(progress: Progress, record: Mapping[str, Any]) -> None:
                 if line := after_step():
                     lines.append({"kind": "watched", "step": progress.step, **line})
 
-            trainer.hooks = Hooks(evaluate=self._evaluate, show=show)
+            trainer.hooks = Hooks(evaluate=lambda model: self.evaluate(model, recipe), show=show)
             try:
                 trainer.train()
-                trainer.record_evaluation(self._evaluate(model))
+                trainer.record_evaluation(self.evaluate(model, recipe))
             except TrainingStopped as stopped:  # a result too, at a high learning rate
                 print(stopped, file=sys.stderr)
         kinds = ("train", "eval", "experts", "attention")
         return [line for line in read_metrics(run.metrics_file) if line["kind"] in kinds] + lines
-
-    def _evaluate(self, model: CausalLM) -> dict[str, float]:
-        """All of the validation text, each story from its beginning."""
-        stream = self.dataset.tokens("valid")
-        stories = ((stream.document(i).tolist(), stream.document_bytes(i)) for i in range(stream.n_documents))
-        bits = measure(model, stories, self.base["train"]["seq_len"])
-        return {"loss": bits.loss, "bits_per_byte": bits.bits_per_byte}
 
     def runs(self) -> list[Taken]:
         """All finished ones of the file; a line torn by a kill is passed over."""
@@ -206,7 +224,7 @@ class Laboratory:
         with self.file.open("a", encoding="utf-8") as file:
             # A torn last line must not swallow this one.
             file.write(("\n" if _torn(self.file) else "") + json.dumps(vars(taken)) + "\n")
-        print(f"{label}: {taken.bits:.4f} bits per byte, {seconds:.0f} s", file=sys.stderr, flush=True)
+        print(f"{label}: {self.outcome(taken)}, {seconds:.0f} s", file=sys.stderr, flush=True)
         return taken
 
     @property
@@ -234,7 +252,8 @@ class Laboratory:
     @cached_property
     def _tokenizer_folder(self) -> Path:
         settings, data = self.base["tokenizer"], self.base["data"]
-        folder = self.folder / f"tokenizer-{settings['vocab_size']}-{data['megabytes']:g}"
+        source = f"{data['megabytes']:g}" if data["kind"] == "story" else Path(data["path"]).stem
+        folder = self.folder / f"tokenizer-{settings['vocab_size']}-{source}"
         # Written last of a tokenizer's files.
         if not (folder / "tokenizer_config.json").is_file():
             left = _TOKENIZER_BYTES
