@@ -215,11 +215,11 @@ def draw(found: Sequence[Found], picture: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Take the runs, print, draw."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    add_options(parser, "runs/recall", 1500)
+    add_options(parser, "runs/recall", 600)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--architectures", nargs="+", default=list(ARCHITECTURES), choices=list(ARCHITECTURES))
-    parser.add_argument("--lrs", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2], help="all are tried at seed 0")
-    parser.add_argument("--optimizer", default="adamw", choices=("adamw", "muon", "muonclip"))
+    parser.add_argument("--lrs", type=float, nargs="+", default=[2.5e-3, 5e-3, 1e-2], help="all are tried at seed 0")
+    parser.add_argument("--optimizer", default="muonclip", choices=("adamw", "muon", "muonclip"))
     parser.add_argument("--seeds", type=int, default=3, help="seeds at the best learning rate")
     parser.add_argument("--hidden", type=int, default=64, help="hidden_size")
     parser.add_argument("--heads", type=int, default=2, help="of KDA and of MLA, hidden / heads wide")

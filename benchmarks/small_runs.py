@@ -1,4 +1,6 @@
-"""Small training runs, on the story world, a text file or a recall task, each kept as one line of a file: what the benchmarks that compare runs share.
+"""Small training runs, each kept as one line of a file: what the benchmarks that compare runs share.
+
+They read the story world, text files, or draw a recall task.
 
 A run is a recipe, trained as `moonlet train` trains it, and its line holds what the recipe changes and what was
 measured. A benchmark that is started again finds the lines and takes only the runs that are missing, so an interruption
