@@ -9,6 +9,8 @@ B rows, D hidden size, H heads, K width of a head, W taps.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,8 +35,10 @@ class KDAStep:
         self.f_b, self.g_b, self.o = (m.weight.detach().to(dtype).t() for m in (kda.f_b_proj, kda.g_b_proj, kda.o_proj))
         self.rate = -kda.A_log.detach().float().exp().view(self.H, 1)
         self.dt_bias = kda.dt_bias.detach().float()
-        self.norm, self.eps = kda.o_norm.weight.detach().float(), kda.o_norm.eps
-        self.floor = torch.tensor(L2_EPS**0.5, device=self.norm.device)
+        self.norm = kda.o_norm.weight.detach().float() * math.sqrt(self.K)
+        self.l2_floor, self.norm_floor = (
+            torch.tensor(math.sqrt(square), device=self.norm.device) for square in (L2_EPS, self.K * kda.o_norm.eps)
+        )
 
     def __call__(self, x: Tensor, cache: DeltaCache, empty: Tensor | None) -> Tensor:
         """x [B, D] -> [B, D]
@@ -51,10 +55,17 @@ class KDAStep:
         cache.inputs.copy_(seen[:, 1:])
         y = F.silu((seen * self.taps).sum(1), inplace=True).view(B, 3, H, K)  # fp32
         qk = y[:, :2]
-        length: Tensor = torch.linalg.vector_norm(qk, 2, -1, True)
-        qk /= length.hypot_(self.floor)  # sqrt(sum y^2 + eps)
+        qk /= _length(qk, self.l2_floor)
         q, k, v = y.to(x.dtype).unbind(1)  # (B, H, K) each
         g = F.softplus(torch.mm(f, self.f_b) + self.dt_bias).view(B, H, K).mul_(self.rate)
         o = delta_step(q, k, v, g, beta.float().sigmoid_(), cache.state).float()
-        o = F.rms_norm(o, (K,), self.norm, self.eps).mul_(torch.mm(gate, self.g_b).float().sigmoid_().view(B, H, K))
+        # RMSNorm with the width moved into floor and weight, as in step.py.
+        o = (o / _length(o, self.norm_floor)).mul_(self.norm)
+        o *= torch.mm(gate, self.g_b).float().sigmoid_().view(B, H, K)
         return torch.mm(o.view(B, H * K).to(x.dtype), self.o)
+
+
+def _length(x: Tensor, floor: Tensor) -> Tensor:
+    """sqrt(sum x^2 + floor^2) over the last axis, which stays."""
+    length: Tensor = torch.linalg.vector_norm(x, 2, -1, True)
+    return length.hypot_(floor)

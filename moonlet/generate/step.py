@@ -207,7 +207,7 @@ class _Norm:
 class _MLAStep:
     def __init__(self, mla: MLA, dtype: torch.dtype) -> None:
         self.H, self.K, self.R, self.P, self.V = mla.heads, mla.K, mla.R, mla.P, mla.V
-        self.scale, self.turns = mla.scale, mla.turns
+        self.scale = mla.scale
         if mla.query_is_low_rank:
             self.q_a: Tensor | None = _matrix(mla.q_a_proj, dtype)
             self.q_a_norm = _Norm(mla.q_a_layernorm, dtype)
@@ -224,8 +224,7 @@ class _MLAStep:
     def __call__(self, x: Tensor, entries: Tensor, ends: _Ends) -> Tensor:
         """x [B, D], entries [B, max_len, R+P] -> [B, D]"""
         B, R = x.shape[0], self.R
-        start, S, bias = ends.start, ends.S, ends.bias
-        turn = ends.turn if self.turns else None
+        start, S, bias, turn = ends.start, ends.S, ends.bias, ends.turn
         q = x if self.q_a is None else self.q_a_norm(torch.mm(x, self.q_a))
         q = torch.mm(q, self.q_b).view(B, self.H, -1)  # (B, H, K+P)
         new = torch.mm(x, self.kv_a)  # (B, R+P)
