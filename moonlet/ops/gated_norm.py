@@ -3,8 +3,8 @@
     y = o / sqrt(mean o^2 + eps) * w * sigmoid(z)
 
 All of it is fp32 whatever the dtype of the activations (fp64 where they are), cast once at the end. `reference` is
-that line, for which autograd keeps five tensors; `tiled` keeps o and z, a third of what a whole KDA layer in bf16 else
-keeps, and takes a few tokens at a time through the chain while they lie in the cache.
+that line, for which autograd keeps five tensors; `tiled` keeps o and z alone, and takes a few tokens at a time through
+the chain while they lie in the cache.
 """
 
 from __future__ import annotations
