@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moonlet.ops import delta_chunked  # noqa: F401 # registers itself
+from moonlet.ops import delta_chunked, fla  # noqa: F401 # delta_chunked registers itself
 from moonlet.ops.dispatch import implementation, register
 
 _FEW = 2
@@ -46,11 +46,13 @@ def delta_rule(
         o [B, T, H, V] in q's dtype, and the state after the last token, [B, H, K, V] in g's dtype.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return implementation("delta_rule", choose(q))(q, k, v, g, beta, scale, state, documents)  # type: ignore[no-any-return]
+    return implementation("delta_rule", choose(q, v, g, documents))(q, k, v, g, beta, scale, state, documents)  # type: ignore[no-any-return]
 
 
-def choose(q: Tensor) -> str:
-    """What suits these queries: very few tokens are quicker one by one."""
+def choose(q: Tensor, v: Tensor, g: Tensor, documents: Tensor | None) -> str:
+    """What suits these inputs: fla's kernels on a GPU, else chunks; very few tokens are quicker one by one."""
+    if fla.fits(q, v, g, documents):
+        return "fla"
     return "chunked" if q.shape[1] > _FEW else "reference"
 
 
@@ -66,12 +68,20 @@ def delta_step(
     Returns:
         o [B, H, V] in q's dtype.
     """
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    k, v = k.to(state.dtype), v.to(state.dtype)
-    state *= g.exp()[..., None]
-    error = v - torch.einsum("bhkv,bhk->bhv", state, k)
-    state += (k * beta[..., None])[..., None] * error[..., None, :]
-    return torch.einsum("bhkv,bhk->bhv", state, q.to(state.dtype) * scale).to(q.dtype)
+    B, H, K, V = state.shape
+    scale = K**-0.5 if scale is None else scale
+    S = state.reshape(B * H, K, V)
+    S *= g.exp().reshape(B * H, K, 1)
+    x = torch.stack([k, q], 2).to(S.dtype).view(B * H, 2, K)
+    recalled = torch.bmm(x, S)  # (BH, 2, V): the state is read once, for key and query
+    error = v.to(S.dtype).reshape(B * H, 1, V) - recalled[:, :1]
+    written = x[:, :1] * beta.reshape(B * H, 1, 1)
+    S.baddbmm_(written.mT, error)
+    if S.data_ptr() != state.data_ptr():  # the view's rows do not follow one another
+        state.copy_(S.view_as(state))
+    # The query meets what was just written: S_t^T q = S'^T q + (beta k . q) error.
+    own = torch.bmm(x[:, 1:], written.mT)
+    return torch.baddbmm(recalled[:, 1:], own, error, beta=scale, alpha=scale).view(B, H, V).to(q.dtype)
 
 
 @register("delta_rule", "reference")
