@@ -6,13 +6,15 @@ One layer's op alone on random inputs of the width: moonlet's chunks and its rec
 `chunk_kimi_delta_attention` and `recurrent_kimi_delta_attention` (what it runs without flash-linear-attention), and
 causal `scaled_dot_product_attention` in fp32 and bf16. Rounds alternate between the entries, because a shared machine
 swings; medians and the spread (min to max) are printed. An entry too slow for a length is timed at a shorter one, and
-the table says which. Peak memory is what the process of one entry grew by, measured with each in a process of its own.
-All run with the allocator told to keep freed memory.
+the table says which. Rounds run with the allocator told to keep freed memory. Peak memory is what a process that runs
+one entry alone grows by during one step, inputs not counted, with the allocator as it comes.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import gc
 import os
 import resource
 import statistics
@@ -53,8 +55,8 @@ def delta_inputs(args: argparse.Namespace, T: int) -> list[Tensor]:
 
 
 def forward_and_backward(inputs: list[Tensor], rule: Callable[[], Tensor]) -> Step:
-    # A gradient that is a view of the output's own would save a copy that a layer has to make.
-    weight = torch.randn(rule().shape, generator=torch.Generator().manual_seed(0)).to(inputs[0].dtype)
+    # The output of each has the shape of its values.
+    weight = torch.randn(inputs[2].shape, generator=torch.Generator().manual_seed(0)).to(inputs[2].dtype)
     return lambda: torch.autograd.grad(rule(), inputs, weight)
 
 
@@ -108,31 +110,41 @@ def measure(args: argparse.Namespace, lengths: dict[str, int]) -> dict[str, list
     return rates
 
 
-def peak() -> int:
-    """The largest resident set of this process so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+def resident(peak: bool) -> int:
+    """Bytes this process holds, or held at most since `forget_peak`; without /proc, at most since it began."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        (found,) = (line.split()[1] for line in lines if line.startswith("VmHWM:" if peak else "VmRSS:"))
+        return int(found) * 1024
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def memory(name: str, T: int) -> int:
-    """Bytes that a forward and backward need beyond its inputs, in a process of its own."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--memory-of", name, str(T)]
+def forget_peak() -> None:
+    """Begin a new peak, where the system can."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def memory(name: str, T: int, arguments: list[str]) -> int:
+    """Bytes that a forward and backward need beyond the inputs, in a process of its own."""
+    command = [sys.executable, __file__, *arguments, "--memory-of", name, str(T)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return int(done.stdout.split()[-1])
 
 
 def memory_here(args: argparse.Namespace, name: str, T: int) -> None:
-    """Print what one step grew this process by. Few tokens first: libraries load, threads start."""
-    ENTRIES[name](args, 64)()
-    with torch.no_grad():
-        inputs = delta_inputs(args, T)
-    before = peak()
-    del inputs  # what the step below draws again
+    """Print what one step grew this process by. A short one first: libraries load, threads start."""
+    ENTRIES[name](args, min(T, 64))()
     step = ENTRIES[name](args, T)
+    gc.collect()
+    forget_peak()
+    before = resident(peak=False)
     step()
-    print(max(0, peak() - before))
+    print(max(0, resident(peak=True) - before))
 
 
-def rows(args: argparse.Namespace, T: int) -> Table:
+def rows(args: argparse.Namespace, T: int, arguments: list[str]) -> Table:
     lengths = {name: length_of(name, T, args) for name in ENTRIES}
     rates = measure(args, lengths)
     table = Table(
@@ -144,7 +156,8 @@ def rows(args: argparse.Namespace, T: int) -> Table:
     for name, r in rates.items():
         note = f"{lengths[name]:,}" + (" (shorter: slow)" if lengths[name] < T else "")
         spread = f"{min(r):,.0f} - {max(r):,.0f}"
-        grown = f"{memory(name, lengths[name]) / 2**20:,.0f} MiB"
+        measured = not args.quick or name == OURS
+        grown = f"{memory(name, lengths[name], arguments) / 2**20:,.0f} MiB" if measured else "not measured"
         table.add_row(name, note, f"{median[name]:,.0f}", spread, f"{median[OURS] / median[name]:.2f}", grown)
     return table
 
@@ -161,20 +174,21 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--recurrence-up-to", type=int, default=1024, help="longest length for the two recurrences")
     parser.add_argument("--peers-up-to", type=int, default=4096, help="longest length for transformers' chunk path")
     parser.add_argument("--threads", type=int, help="default: torch's own choice")
-    parser.add_argument("--quick", action="store_true", help="a smoke test: tiny lengths, one round")
+    parser.add_argument("--quick", action="store_true", help="a smoke test: tiny, one round, memory of ours alone")
     parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
+    arguments = sys.argv[1:] if arguments is None else arguments
     args = parser.parse_args(arguments)
     if args.quick:
-        args.lengths, args.rounds, args.seconds, args.heads, args.width = [128, 256], 1, 0.0, 2, 16
-        args.recurrence_up_to = 128
+        args.lengths, args.rounds, args.seconds, args.heads, args.width = [128], 1, 0.0, 2, 16
+        args.recurrence_up_to = 64
     if args.threads:
         torch.set_num_threads(args.threads)
-    keep_freed_memory()
     if args.memory_of:
-        return memory_here(args, args.memory_of[0], int(args.memory_of[1]))
+        memory_here(args, args.memory_of[0], int(args.memory_of[1]))
+        return
+    keep_freed_memory()
     for T in args.lengths:
-        Console(width=120).print(rows(args, T))
-    return None
+        Console(width=120).print(rows(args, T, arguments))
 
 
 if __name__ == "__main__":
