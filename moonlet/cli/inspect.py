@@ -30,7 +30,7 @@ _PARTS = {
 }
 # What stands out in the drawing, first match first.
 _COLOURS = (
-    (r"RoPE( θ [\d,]+(, [\w ]+ × [\d.]+)?)?", "magenta"),
+    (r"no position( \(NoPE\))?|RoPE( θ [\d,]+(, [\w ]+ × [\d.]+)?)?", "magenta"),
     (r"\[[^\]]*cached\]", "yellow"),
     (r"KDA|MLA|GQA|MQA|MHA|softmax\([^)]*\) v|\b(q|kv)(_[ab])\b", "bright_blue"),
     (r"router, \w+|top \d+ of \d+(, \d+ of \d+ groups)?", "red"),

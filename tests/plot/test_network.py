@@ -11,11 +11,15 @@ from typing import Any
 
 import pytest
 
-from moonlet.config import ModelConfig, preset
+from moonlet.config import LinearAttention, ModelConfig, preset
 from moonlet.plot.network import draw_network_svg, draw_network_text
 from moonlet.plot.network.scene import Scene, Words
-from moonlet.plot.network.stack import Run, layer_runs
+from moonlet.plot.network.stack import Kind, Run, layer_runs
 from moonlet.plot.network.svg import draw_scene
+from tests.conftest import LINEAR
+
+PUBLISHED = {"num_hidden_layers": 27, "linear_attn_config": preset("kimi-linear-48b-a3b").linear_attn_config}
+DENSE, MOE, KDA = Kind(False), Kind(True), Kind(True, True)
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "one query matrix": {"q_lora_rank": None},
@@ -28,8 +32,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "alternating": {"moe_layer_freq": 2, "num_hidden_layers": 9},
     "grouped routing": {"n_group": 4, "topk_group": 2},
     "all experts": {"first_k_dense_replace": 0},
+    "kimi linear": LINEAR,
+    "delta attention alone": LINEAR | {"linear_attn_config": LinearAttention(6, 5, (1, 2, 3)), "n_routed_experts": 0},
+    "attention without position": {"mla_use_nope": True},
 }
-NAMES = ["kimi-k2", "deepseek-v3", "moonlight-16b-a3b", "k2-nano", *VARIANTS]
+NAMES = ["kimi-k2", "deepseek-v3", "moonlight-16b-a3b", "k2-nano", "kimi-linear-48b-a3b", "linear-mini", *VARIANTS]
 
 
 def config_of(name: str, tiny_config: Callable[..., ModelConfig]) -> ModelConfig:
@@ -136,16 +143,34 @@ def test_text_says_what_is_tied_to_what() -> None:
         assert phrase in text
 
 
+def test_the_pictures_of_kimi_linear_say_what_it_keeps_and_rotates() -> None:
+    config = preset("kimi-linear-48b-a3b")
+    said = {words.text for words in draw_scene(config)[1].words}
+    assert {
+        "Kimi delta attention", "in 20 of 27 layers", "kept: 32 × 128 × 128", "conv 4", "rank 128", "× 6",
+        "no position (NoPE)", "cached: 576 a token", "32 heads, no position", "32 heads, a state each",
+    } <= said  # fmt: skip
+    text = draw_network_text(config)
+    assert not [line for line in said | {text} if "RoPE" in line]
+    for phrase in ("layers 1-24", "KDA, 20 of 27 layers", "f_a ─ 128 ─▶ f_b", "[64 cached]", "32 × 128 = 4,096"):
+        assert phrase in text
+    assert "MLA: " not in draw_network_text(
+        config.replace(linear_attn_config=LinearAttention(8, 2, tuple(range(1, 28))))
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "runs"),
     [
-        ({"num_hidden_layers": 3}, [Run(0, (False,), 1), Run(1, (True,), 2)]),
-        ({"num_hidden_layers": 61}, [Run(0, (False,), 1), Run(1, (True,), 60)]),
-        ({"first_k_dense_replace": 0}, [Run(0, (True,), 3)]),
-        ({"n_routed_experts": 0}, [Run(0, (False,), 3)]),
-        ({"moe_layer_freq": 2, "num_hidden_layers": 9}, [Run(0, (False,), 1), Run(1, (False, True), 4)]),
+        ({"num_hidden_layers": 3}, [Run(0, (DENSE,), 1), Run(1, (MOE,), 2)]),
+        ({"num_hidden_layers": 61}, [Run(0, (DENSE,), 1), Run(1, (MOE,), 60)]),
+        ({"first_k_dense_replace": 0}, [Run(0, (MOE,), 3)]),
+        ({"n_routed_experts": 0}, [Run(0, (DENSE,), 3)]),
+        ({"moe_layer_freq": 2, "num_hidden_layers": 9}, [Run(0, (DENSE,), 1), Run(1, (DENSE, MOE), 4)]),
         ({"moe_layer_freq": 3, "num_hidden_layers": 13, "first_k_dense_replace": 0},
-         [Run(0, (True,), 1), Run(1, (False, False, True), 4)]),
+         [Run(0, (MOE,), 1), Run(1, (DENSE, DENSE, MOE), 4)]),
+        (LINEAR, [Run(0, (Kind(False, True), KDA, MOE), 1)]),
+        (PUBLISHED, [Run(0, (Kind(False, True),), 1), Run(1, (KDA, KDA, MOE, KDA), 6), Run(25, (KDA, MOE), 1)]),
     ],
 )  # fmt: skip
 def test_layers_are_said_in_the_fewest_patterns(
@@ -162,4 +187,4 @@ def test_patterns_repeat_to_the_layers_themselves(
 ) -> None:
     config = tiny_config(moe_layer_freq=freq, num_hidden_layers=layers)
     kinds = [kind for run in layer_runs(config) for kind in run.pattern * run.times]
-    assert kinds == [config.is_moe(i) for i in range(layers)]
+    assert kinds == [Kind(config.is_moe(i)) for i in range(layers)]

@@ -29,7 +29,8 @@ def draw_attention(scene: Scene, config: ModelConfig, left: float, top: float) -
 
 def _latent(scene: Scene, config: ModelConfig, left: float, top: float) -> None:
     K, P, V = (words.heads_by(config, w) for w in (config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim))
-    cells = ((16, 104, "q", K), (124, 92, "q, turned", P), (296, 96, "k", K), (398, 96, "v", V))
+    second = "q, unturned" if words.is_nope(config) else "q, turned"
+    cells = ((16, 104, "q", K), (124, 92, second, P), (296, 96, "k", K), (398, 96, "v", V))
     for x, w, name, width in cells:
         scene.wire((left + x + w / 2, top + 214), (left + x + w / 2, top + 190))
         scene.box(left + x, top + 216, w, 40, "attention", name, width)
@@ -42,10 +43,8 @@ def _latent(scene: Scene, config: ModelConfig, left: float, top: float) -> None:
 
 def _draw_query(scene: Scene, config: ModelConfig, left: float, top: float) -> None:
     turned, plain = left + 170, left + 68
-    _rope(scene, turned, top + 272)
-    scene.wire((turned, top + 272), (turned, top + 258))
+    _turn(scene, config, turned, top + 322, top + 272, top + 258)
     scene.wire((plain, top + 322), (plain, top + 258))
-    scene.wire((turned, top + 322), (turned, top + 298))
     if config.q_lora_rank is None:
         scene.box(left + 16, top + 322, 200, 34, "attention", "q")
         scene.wire((left + 116, top + 526), (left + 116, top + 358))
@@ -72,11 +71,9 @@ def _draw_latents(scene: Scene, config: ModelConfig, left: float, top: float) ->
     for i, line in enumerate(("one key", "for all", "heads")):
         scene.say(key - 8, top + 282 + 14 * i, line, 11, "end", kind="muted")
     scene.wire((latent, top + 370), (latent, top + 326))
-    _rope(scene, key, top + 436)
-    scene.wire((key, top + 436), (key, top + 410))
+    _turn(scene, config, key, top + 492, top + 436, top + 410)
     scene.box(latent - 40, top + 436, 80, 26, "norms", "RMSNorm", size=12)
     scene.wire((latent, top + 436), (latent, top + 410))
-    scene.wire((key, top + 492), (key, top + 464))
     scene.wire((latent, top + 492), (latent, top + 464))
     scene.box(left + 228, top + 492, 262, 34, "attention", "kv_a")
 
@@ -98,6 +95,16 @@ def _grouped(scene: Scene, config: ModelConfig, left: float, top: float) -> None
         scene.wire((left + WIDTH / 2, top + 550), (middle, top + 550), (middle, top + 528))
     if G < H:
         scene.say(left + 340, top + 465, f"each serves {H // G} query heads", 11, kind="muted")
+
+
+def _turn(scene: Scene, config: ModelConfig, x: float, start: float, y: float, end: float) -> None:
+    """A wire upward from `start` to `end`, through rope at `y` unless nothing is rotated."""
+    if words.is_nope(config):
+        scene.wire((x, start), (x, end))
+        return
+    _rope(scene, x, y)
+    scene.wire((x, y), (x, end))
+    scene.wire((x, start), (x, y + 28 if start > y + 52 else y + 26))
 
 
 def _rope(scene: Scene, x: float, y: float) -> None:

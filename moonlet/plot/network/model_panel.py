@@ -55,9 +55,8 @@ def _draw_run(scene: Scene, config: ModelConfig, run: Run, left: float, bottom: 
     if run.times > 1:
         scene.say(left + WIDTH - 20, top + 23, f"× {run.times}", 17, "end", bold=True)
     y = bottom - 4
-    for moe in run.pattern:
-        attention = words.attention_name(config), f"{config.num_attention_heads} heads, RoPE"
-        y = _draw_branch(scene, left, y, "attention", *attention)
+    for moe, kda in run.pattern:
+        y = _draw_branch(scene, left, y, "kda" if kda else "attention", *words.mixer_name(config, kda))
         if moe:
             label = f"{config.num_experts_per_tok} of {config.n_routed_experts} experts"
             shared = f"+ {config.n_shared_experts} shared, " if config.n_shared_experts else ""

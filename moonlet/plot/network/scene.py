@@ -15,6 +15,8 @@ COLOURS = {
     "head": "#5b7fa3",
     "attention": "#3b82f6",
     "scores": "#22b8cf",
+    "kda": "#8a63d2",
+    "delta": "#c86fc9",
     "dense": "#e08a1e",
     "router": "#e0457b",
     "routed_experts": "#2fa866",

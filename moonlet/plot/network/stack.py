@@ -1,24 +1,29 @@
-"""The layers of a model as few lines as say it all: "one dense, then sixty of experts", "dense and experts, x 15"."""
+"""The layers of a model as few lines as say it all: "one dense, then sixty of experts", "KDA, KDA, MLA, KDA, x 6"."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 from moonlet.config import ModelConfig
 
 _LONGEST_PATTERN = 8
 
 
+class Kind(NamedTuple):
+    """What a layer mixes with: a mixture of experts or not, Kimi delta attention or not."""
+
+    moe: bool
+    kda: bool = False
+
+
 @dataclass(frozen=True)
 class Run:
-    """Consecutive layers `first` .. `last` that repeat one pattern.
-
-    pattern: for each layer of the pattern, whether it holds a mixture of experts.
-    """
+    """Consecutive layers `first` .. `last` that repeat one pattern."""
 
     first: int
-    pattern: tuple[bool, ...]
+    pattern: tuple[Kind, ...]
     times: int
 
     @property
@@ -34,10 +39,10 @@ class Run:
 
 def layer_runs(config: ModelConfig) -> list[Run]:
     """The model's layers as the fewest patterns, first layer first."""
-    return _runs(tuple(config.is_moe(i) for i in range(config.num_hidden_layers)))
+    return _runs(tuple(Kind(config.is_moe(i), config.is_kda(i)) for i in range(config.num_hidden_layers)))
 
 
-def _runs(kinds: tuple[bool, ...]) -> list[Run]:
+def _runs(kinds: tuple[Kind, ...]) -> list[Run]:
     """Cut `kinds` where the drawing has the fewest layers to show, and then the fewest frames."""
 
     @cache

@@ -1,12 +1,12 @@
-"""The network on one slide: the model, its attention, its experts, and where parameters and operations go."""
+"""The network on one slide: the model, its token mixing, its experts, and where parameters and operations go."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from moonlet.config import ModelConfig
 from moonlet.model.describe import describe
-from moonlet.plot.network import attention_panel, channel_panel, model_panel, words
+from moonlet.plot.network import attention_panel, channel_panel, delta_panel, model_panel, words
 from moonlet.plot.network.scene import Box, Scene
 from moonlet.plot.numbers import SI, human
 
@@ -14,8 +14,10 @@ _MARGIN, _GAP, _HEADER, _BARS = 24, 20, 76, 176
 WIDTH = 2 * _MARGIN + 2 * _GAP + model_panel.WIDTH + attention_panel.WIDTH + channel_panel.WIDTH
 _NAMES = {
     "embedding": "embedding",
-    "attention": "attention projections",
+    "attention": "attention",
     "scores": "attention scores",
+    "kda": "KDA",
+    "delta": "KDA's states",
     "dense": "dense",
     "router": "routers",
     "routed_experts": "routed experts",
@@ -42,7 +44,9 @@ def draw_scene(config: ModelConfig, name: str = "", context: int | None = None) 
     """`draw_network_svg`, with what was drawn."""
     scene = Scene()
     tall = model_panel.model_height(config) + 20
-    body = max(tall, attention_panel.HEIGHT, channel_panel.HEIGHT)
+    mixers = _mixers(config)
+    mixing = sum(height for _, height in mixers) + _GAP * (len(mixers) - 1)
+    body = max(tall, mixing, channel_panel.HEIGHT)
     height = _HEADER + body + _BARS
     described = describe(config, context)
     counts, flops = described.counts, described.flops
@@ -54,9 +58,12 @@ def draw_scene(config: ModelConfig, name: str = "", context: int | None = None) 
     lefts.append(lefts[1] + attention_panel.WIDTH + _GAP)
     model_panel.draw_model(scene, config, lefts[0], _HEADER + (body + tall) / 2 - 6)
     # The panels of single parts stand in frames of their own, at the top.
-    for left, panel in ((lefts[1], attention_panel), (lefts[2], channel_panel)):
-        scene.frame(left, _HEADER, panel.WIDTH, panel.HEIGHT, "norms")
-    attention_panel.draw_attention(scene, config, lefts[1], _HEADER)
+    top = float(_HEADER)
+    for draw, tall in mixers:
+        scene.frame(lefts[1], top, attention_panel.WIDTH, tall, "norms")
+        draw(scene, config, lefts[1], top)
+        top += tall + _GAP
+    scene.frame(lefts[2], _HEADER, channel_panel.WIDTH, channel_panel.HEIGHT, "norms")
     channel_panel.draw_channel(scene, config, lefts[2], _HEADER)
     top = _HEADER + body + 20
     _draw_bar(scene, top, f"parameters  {human(counts.total)}", counts.parts)
@@ -64,6 +71,16 @@ def draw_scene(config: ModelConfig, name: str = "", context: int | None = None) 
     scene.say(_MARGIN, top + 79, f"forward, {described.context:,} tokens of context", 11, "start", kind="muted")
     _draw_legend(scene, top + 108, counts.parts, flops.parts)
     return scene.svg(WIDTH, height, f"{title}: the network", _describe(config, sizes)), scene
+
+
+def _mixers(config: ModelConfig) -> list[tuple[Callable[[Scene, ModelConfig, float, float], None], int]]:
+    """The panels of the kinds of token mixing there are, and their heights; they lie one under the other."""
+    mixers: list[tuple[Callable[[Scene, ModelConfig, float, float], None], int]] = []
+    if config.num_kda_layers:
+        mixers.append((delta_panel.draw_delta, delta_panel.HEIGHT))
+    if config.num_kda_layers < config.num_hidden_layers:
+        mixers.append((attention_panel.draw_attention, attention_panel.HEIGHT))
+    return mixers
 
 
 def _draw_bar(scene: Scene, top: float, label: str, parts: Mapping[str, int]) -> None:
@@ -102,7 +119,13 @@ def _describe(config: ModelConfig, sizes: str) -> str:
     shared = f" and {words.shared_name(config)}" if config.n_routed_experts and config.n_shared_experts else ""
     return (
         f"{sizes}. Tokens are embedded into a residual stream of width {config.hidden_size:,}; "
-        f"{config.num_hidden_layers} layers each add {words.attention_title(config).lower()} with "
-        f"{config.num_attention_heads} heads and a feed-forward part"
+        f"{config.num_hidden_layers} layers each add {_mixing(config)} and a feed-forward part"
         f"{' (' + experts.strip() + shared + ')' if experts else ''}; a norm and the head give the logits."
     )
+
+
+def _mixing(config: ModelConfig) -> str:
+    attention = f"{words.attention_title(config).lower()} with {config.num_attention_heads} heads"
+    if not config.num_kda_layers:
+        return attention
+    return f"{words.kda_title()} with {words.state_heads(config)} heads (in {words.mixer_share(config)}) or {attention}"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from moonlet.config import ModelConfig
 from moonlet.plot.network import words
-from moonlet.plot.network.stack import Run, layer_runs
+from moonlet.plot.network.stack import Kind, Run, layer_runs
 
 COLUMNS = 76  # what the drawing takes; narrower terminals get an outline
 
@@ -38,6 +38,11 @@ def _drawing(config: ModelConfig) -> Iterator[str]:
     yield "    │ RMSNorm"
     yield from _box(f"head {D} → {config.vocab_size:,}" + "   the embedding's matrix" * tied)
     yield "  logits"
+    if config.num_kda_layers:
+        yield ""
+        yield from _delta(config)
+    if config.num_kda_layers == config.num_hidden_layers:
+        return
     yield ""
     yield from _latent(config) if words.is_latent(config) else _grouped(config)
 
@@ -53,13 +58,13 @@ def _run(config: ModelConfig, run: Run) -> Iterator[str]:
     title = f" {run.name} "
     times = f" × {run.times} ─" if run.times > 1 else "─"
     yield f"  ╭─┼─{title}{'─' * (COLUMNS - 7 - len(title) - len(times))}{times}╮"
-    for moe in run.pattern:
-        for line in _layer(config, moe):
+    for kind in run.pattern:
+        for line in _layer(config, kind):
             yield f"  │{line:{COLUMNS - 4}}│"
     yield f"  ╰─┼{'─' * (COLUMNS - 6)}╯"
 
 
-def _layer(config: ModelConfig, moe: bool) -> Iterator[str]:
+def _layer(config: ModelConfig, kind: Kind) -> Iterator[str]:
     D = f"{config.hidden_size:,}"
     end = COLUMNS - 9  # column where what leaves the stream turns back
 
@@ -67,10 +72,9 @@ def _layer(config: ModelConfig, moe: bool) -> Iterator[str]:
         return f"{start}{text}{'─' * (end - len(start) - len(text))}{turn}"
 
     back = f" ⊕◀{'─' * (end - 3)}╯"
-    attention = f"{words.attention_name(config)}, {config.num_attention_heads} heads, RoPE"
-    yield row(" ├─▶ RMSNorm ─▶ ", f"{attention} ", "╮")
+    yield row(" ├─▶ RMSNorm ─▶ ", f"{', '.join(words.mixer_name(config, kind.kda))} ", "╮")
     yield back
-    if not moe:
+    if not kind.moe:
         yield row(" ├─▶ RMSNorm ─▶ ", f"dense SwiGLU {D} → {config.intermediate_size:,} → {D} ", "╮")
     else:
         inner = f"{D} → {config.moe_intermediate_size:,} → {D}"
@@ -92,13 +96,14 @@ def _latent(config: ModelConfig) -> Iterator[str]:
     rope, latent = str(config.qk_rope_head_dim), f"{config.kv_lora_rank:,}"
     yield f"  MLA: {words.position_name(config)}; cached a token and layer: {words.cached_width(config):,} numbers"
     low_rank = "" if config.q_lora_rank is None else f"_a ─ {config.q_lora_rank:,} ─▶ RMSNorm ─▶ q_b"
+    turned = "" if words.is_nope(config) else "─▶ RoPE "
     query = f"  {D} ─┬▶ q{low_rank} "
     fork = len(f"  {D} ─")
     stem = f"{' ' * fork}│"
     yield _until(f"{query}┬─ {K} ", "q")
-    yield _until(f"{stem:{len(query)}}└─ {P} ─▶ RoPE ", "q")
+    yield _until(f"{stem:{len(query)}}└─ {P} {turned}", "q")
     pair = f"{' ' * fork}└▶ kv_a "
-    yield _until(f"{pair}┬─ {rope} ─▶ RoPE ─▶ [{rope} cached] ─ for all heads ", "k")
+    yield _until(f"{pair}┬─ {rope} {turned}─▶ [{rope} cached] ─ for all heads ", "k")
     value = f"{' ' * len(pair)}└─ {latent} ─▶ RMSNorm ─▶ [{latent} cached] ─▶ kv_b "
     yield _until(f"{value}┬─ {K} ", "k")
     yield _until(f"{' ' * len(value)}└─ {V} ", "v")
@@ -106,9 +111,30 @@ def _latent(config: ModelConfig) -> Iterator[str]:
     yield f"  softmax(q kᵀ × {words.scale_name(config)}) v ─ {joint} ─▶ o ─▶ {D}"
 
 
+def _delta(config: ModelConfig) -> Iterator[str]:
+    """KDA: what each token says, and the state that all of it goes through."""
+    linear = config.linear_attn_config
+    assert linear is not None
+    D, H, K = f"{config.hidden_size:,}", linear.num_heads, linear.head_dim
+    heads, conv = f"{H} × {K}", f"conv {linear.short_conv_kernel_size} ─▶ SiLU"
+    yield f"  KDA, {words.mixer_share(config)}; kept whatever the length: {words.state_name(config)} numbers"
+    gap = " " * (len(D) + 4)
+    for start, text, end in (
+        (f"  {D} ─┬", f"q ─ {heads} ─▶ {conv} ─▶ L2 ", "q"),
+        (f"{gap}├", f"k ─ {heads} ─▶ {conv} ─▶ L2 ", "k"),
+        (f"{gap}├", f"v ─ {heads} ─▶ {conv} ", "v"),
+        (f"{gap}├", f"f_a ─ {K} ─▶ f_b ─ {heads} ─▶ softplus ", "decay"),
+        (f"{gap}├", f"b ─ {H} ─▶ sigmoid ", "beta"),
+        (f"{gap}└", f"g_a ─ {K} ─▶ g_b ─ {heads} ─▶ sigmoid ", "gate"),
+    ):
+        yield _until(f"{start}▶ {text}", end)
+    yield "  state S of each head: S' = decay S;  S = S' + beta k (v - kᵀS')"
+    yield f"  qᵀS ─▶ RMSNorm ─▶ × gate ─ {heads} = {linear.width:,} ─▶ o ─▶ {D}"
+
+
 def _until(line: str, end: str) -> str:
     """`line` drawn on to the right edge, where its arrow points at `end`."""
-    return f"{line}{'─' * (COLUMNS - 3 - len(line))}▶ {end}"
+    return f"{line}{'─' * (COLUMNS - 2 - len(end) - len(line))}▶ {end}"
 
 
 def _grouped(config: ModelConfig) -> Iterator[str]:
@@ -135,9 +161,9 @@ def _outline(config: ModelConfig) -> Iterator[str]:
     yield f"embedding {config.vocab_size:,} → {D}"
     for run in layer_runs(config):
         yield f"├ {run.name}" + (f" × {run.times}" if run.times > 1 else "")
-        for moe in run.pattern:
-            yield f"│ + {words.attention_name(config)} {config.num_attention_heads} heads, RoPE"
-            if not moe:
+        for kind in run.pattern:
+            yield f"│ + {' '.join(words.mixer_name(config, kind.kda))}"
+            if not kind.moe:
                 yield f"│ + dense SwiGLU {config.intermediate_size:,}"
                 continue
             yield f"│ + {words.choice_name(config)} × {config.moe_intermediate_size:,}"

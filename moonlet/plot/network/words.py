@@ -28,6 +28,39 @@ def attention_title(config: ModelConfig) -> str:
     }[attention_name(config)]
 
 
+def kda_title() -> str:
+    """The full name of KDA."""
+    return "Kimi delta attention"
+
+
+def mixer_name(config: ModelConfig, kda: bool) -> tuple[str, str]:
+    """A layer's token mixing and what is to be said of it: MLA and 64 heads, RoPE."""
+    if kda:
+        return "KDA", f"{state_heads(config)} heads, a state each"
+    return attention_name(config), f"{config.num_attention_heads} heads, {'no position' if is_nope(config) else 'RoPE'}"
+
+
+def mixer_share(config: ModelConfig) -> str:
+    """20 of 27 layers."""
+    return f"{config.num_kda_layers} of {config.num_hidden_layers} layers"
+
+
+def is_nope(config: ModelConfig) -> bool:
+    """Whether attention rotates nothing."""
+    return config.mla_use_nope
+
+
+def state_heads(config: ModelConfig) -> int:
+    """Heads of KDA."""
+    return config.linear_attn_config.num_heads if config.linear_attn_config else 0
+
+
+def state_name(config: ModelConfig) -> str:
+    """What KDA keeps a layer: 32 × 128 × 128."""
+    linear = config.linear_attn_config
+    return f"{linear.num_heads} × {linear.head_dim} × {linear.head_dim}" if linear else ""
+
+
 def heads_by(config: ModelConfig, width: int) -> str:
     """64 × 128: a width for each head."""
     return f"{config.num_attention_heads} × {width}"
@@ -50,7 +83,9 @@ def choice_name(config: ModelConfig) -> str:
 
 
 def position_name(config: ModelConfig) -> str:
-    """RoPE and its scaling: RoPE θ 50,000, YaRN × 32."""
+    """RoPE and its scaling: RoPE θ 50,000, YaRN × 32; or that there is none."""
+    if is_nope(config):
+        return "no position (NoPE)"
     scaling = config.rope_scaling
     plain = f"RoPE θ {config.rope_theta:,.0f}"
     if not is_latent(config) and config.rope_width < config.head_dim:
