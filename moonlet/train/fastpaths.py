@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moonlet.ops import attention, experts, flash
+from moonlet.ops import attention, delta, experts, fla, flash
 from moonlet.ops.dispatch import chosen
 from moonlet.train.packages import installed
 from moonlet.train.precision import compute_dtype
@@ -21,6 +21,8 @@ _WHY = {
     "grouped": "one product for heads that share keys",
     "reference": "the plain form",
     "few": "only chosen experts are read",
+    "chunked": "KDA in products of chunks, not a step a token",
+    "fla": "KDA by the flash-linear-attention package",
     "sorted": "tokens sorted once, a product an expert",
 }
 
@@ -41,8 +43,9 @@ def fast_paths(device: torch.device, dtype: str = "auto") -> list[FastPath]:
         FastPath("compute dtype", str(resolved).removeprefix("torch."), _why_dtype(dtype, resolved, device)),
         *_attention_paths(device, resolved),
         *_expert_paths(device, resolved),
+        *_delta_paths(device, resolved),
         _flash_path(device),
-        FastPath("flash-linear-attention", "off", "no model here has linear attention"),
+        _fla_path(device),
         *_forced(),
     ]
 
@@ -96,6 +99,23 @@ def _flash_path(device: torch.device) -> FastPath:
         why = "installed, but made for another torch" if installed("flash-attn") else "pip install flash-attn"
         return FastPath("flash-attention", "off", why)
     return FastPath("flash-attention", "on", "for bf16 and fp16, heads up to 256 wide")
+
+
+def _delta_paths(device: torch.device, dtype: torch.dtype) -> list[FastPath]:
+    q = torch.empty(1, 512, 1, 16, device=device, dtype=dtype)
+    choice = chosen("delta_rule", delta.choose(q, q, q.to(torch.float32), None))
+    return [FastPath("delta rule", choice, _WHY.get(choice, ""))]
+
+
+def _fla_path(device: torch.device) -> FastPath:
+    name = "flash-linear-attention"
+    if device.type != "cuda":
+        return FastPath(name, "off", "it runs on NVIDIA GPUs only")
+    if fla.kernel() is None:
+        return FastPath(
+            name, "off", "installed, but it does not load here" if installed(name) else f"pip install {name}"
+        )
+    return FastPath(name, "on", "for KDA in bf16 and fp16, heads up to 256 wide")
 
 
 def _forced() -> list[FastPath]:

@@ -40,11 +40,13 @@ def test_paths_are_those_the_dispatch_takes() -> None:
     assert paths["attention decoding"] == "grouped"
     assert (paths["experts training"], paths["experts decoding"]) == ("sorted", "few")
     assert choices(dtype="bfloat16")["attention at 256, 512"] == "products"
+    assert (paths["delta rule"], paths["flash-linear-attention"]) == ("chunked", "off")
 
 
 def test_a_forced_path_is_told() -> None:
-    with force("attention", "reference"), force("experts", "reference"):
+    with force("attention", "reference"), force("experts", "reference"), force("delta_rule", "reference"):
         paths = choices()
+    assert paths["delta rule"] == "reference"
     assert paths["attention at 256, 512, 2,048"] == "reference"
     assert paths["experts decoding"] == "reference"
 
