@@ -104,7 +104,7 @@ def _turn(scene: Scene, config: ModelConfig, x: float, start: float, y: float, e
         return
     _rope(scene, x, y)
     scene.wire((x, y), (x, end))
-    scene.wire((x, start), (x, y + 28 if start > y + 52 else y + 26))
+    scene.wire((x, start), (x, y + 28))
 
 
 def _rope(scene: Scene, x: float, y: float) -> None:
