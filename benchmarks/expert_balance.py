@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from small_runs import Laboratory, Taken, add_options, common, merged, table
 
-from moonlet.config.recipe import OptimSettings
+from moonlet.config.sections import OptimSettings
 from moonlet.model.model import CausalLM
 from moonlet.optim.balance import routers_of
 from moonlet.plot.canvas import (

@@ -27,7 +27,7 @@ from rich.table import Table  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from moonlet.config import preset  # noqa: E402
-from moonlet.config.recipe import OptimSettings  # noqa: E402
+from moonlet.config.sections import OptimSettings  # noqa: E402
 from moonlet.model.init import build  # noqa: E402
 from moonlet.model.model import CausalLM  # noqa: E402
 from moonlet.ops.allocator import keep_freed_memory  # noqa: E402

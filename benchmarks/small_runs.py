@@ -29,7 +29,7 @@ import torch  # noqa: E402
 
 from moonlet import text  # noqa: E402
 from moonlet.config import Recipe, recipe_from_dict  # noqa: E402
-from moonlet.config.recipe import DataSettings  # noqa: E402
+from moonlet.config.sections import DataSettings  # noqa: E402
 from moonlet.data.corpus import Corpus  # noqa: E402
 from moonlet.data.dataset import Dataset, open_dataset  # noqa: E402
 from moonlet.data.loader import Batches, Loader  # noqa: E402

@@ -47,18 +47,14 @@ TINY: dict[str, Any] = {
 # What makes grouped-query attention of it; two heads of keys, and a width that the hidden size does not give.
 GQA: dict[str, Any] = {"kv_lora_rank": None, "num_key_value_heads": 2, "head_dim": 14}
 # Kimi Linear: three layers of KDA to one of MLA without position.
-HYBRID: dict[str, Any] = {
-    "num_hidden_layers": 4,
-    "q_lora_rank": None,
-    "mla_use_nope": True,
-    "linear_attn_config": LinearAttention(head_dim=6, num_heads=3, kda_layers=(1, 2, 3)),
-}
 # What makes Kimi Linear of it: KDA with a dense layer and with experts, then MLA without position.
 LINEAR: dict[str, Any] = {
     "q_lora_rank": None,
     "mla_use_nope": True,
     "linear_attn_config": LinearAttention(head_dim=6, num_heads=5, kda_layers=(1, 2), short_conv_kernel_size=3),
 }
+# The published pattern, three layers of KDA to one of attention.
+HYBRID: dict[str, Any] = LINEAR | {"num_hidden_layers": 4, "linear_attn_config": LinearAttention(6, 3, (1, 2, 3))}
 
 
 @pytest.fixture(scope="session")

@@ -98,7 +98,7 @@ def prepare(
     """Turn text into memory-mapped token shards with a manifest; an interrupted preparation goes on where it was."""
     from rich.console import Console
 
-    from moonlet.config.recipe import DataSettings
+    from moonlet.config.sections import DataSettings
     from moonlet.data.expected import expected_bytes
     from moonlet.data.open import open_corpus
     from moonlet.data.prepare import prepare as prepare_corpus

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from moonlet.config.published import PUBLISHED
 
 if TYPE_CHECKING:
-    from moonlet.config.recipe import OptimSettings, TrainSettings
+    from moonlet.config.sections import OptimSettings, TrainSettings
 
 
 def check_optimizer(o: OptimSettings) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from moonlet.config.recipe import DataSettings, TrainSettings
+    from moonlet.config.sections import DataSettings, TrainSettings
 
 RECALL = ("mqar", "palindrome", "stack")
 # What `data.sizes` counts.

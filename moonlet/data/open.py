@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moonlet.config.recipe import DataSettings
+from moonlet.config.sections import DataSettings
 from moonlet.data.corpus import Corpus, TextFileCorpus
 from moonlet.data.synthetic import StoryCorpus
 from moonlet.data.tinystories import Progress, TinyStoriesCorpus

@@ -22,7 +22,7 @@ from functools import cached_property
 import numpy as np
 
 from moonlet.config.recall import UNITS, recall_length
-from moonlet.config.recipe import DataSettings
+from moonlet.config.sections import DataSettings
 from moonlet.data.draws import Draws, Ints
 from moonlet.data.loader import Batch
 from moonlet.text.word import SMALLEST, WordTokenizer

@@ -149,7 +149,8 @@ class CausalLM(nn.Module):
         if config.is_kda(layer):
             linear = config.linear_attn_config
             assert linear is not None
-            state = zeros(batch, linear.num_heads, linear.head_dim, linear.head_dim, dtype=torch.float32)
+            exact = torch.promote_types(self.dtype, torch.float32)  # fp64 where the model is
+            state = zeros(batch, linear.num_heads, linear.head_dim, linear.head_dim, dtype=exact)
             return DeltaCache(state, zeros(batch, linear.short_conv_kernel_size - 1, 3 * linear.width))
         if config.kv_lora_rank is None:
             return KeyValueCache(zeros(2, batch, config.num_key_value_heads, max_len, config.head_dim))

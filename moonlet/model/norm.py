@@ -25,8 +25,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> the same shape and dtype."""
-        if x.dtype == torch.float32:
-            return F.rms_norm(x, self.weight.shape, self.weight.float(), self.eps)  # no casts, so no order to keep
+        if x.dtype.itemsize >= 4:
+            return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)  # no casts, so no order to keep
         h = F.rms_norm(x.float(), self.weight.shape, None, self.eps)
         return h.to(x.dtype) * self.weight.to(x.dtype)
 

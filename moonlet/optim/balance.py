@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from moonlet.config.recipe import OptimSettings
+from moonlet.config.sections import OptimSettings
 from moonlet.model.router import Router
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from moonlet.config.recipe import OptimSettings
+from moonlet.config.sections import OptimSettings
 
 _TABLE: tuple[tuple[tuple[str, ...], str], ...] = (
     (("embed_tokens.weight", "lm_head.weight"), "vocabulary"),

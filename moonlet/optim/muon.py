@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from moonlet.config.recipe import OptimSettings
+from moonlet.config.sections import OptimSettings
 from moonlet.ops.newton_schulz import chunk, newton_schulz
 from moonlet.optim.adamw import AdamW, check_state
 from moonlet.optim.blocks import cuts, stack

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 from moonlet.config.published import PUBLISHED, Schedule
-from moonlet.config.recipe import OptimSettings
+from moonlet.config.sections import OptimSettings
 
 
 def learning_rate(settings: OptimSettings, step: int, total: int | None, decay_start: int | None) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from moonlet.config.recipe import OptimSettings
+from moonlet.config.sections import OptimSettings
 
 PATIENCE = 20  # steps on end
 CROWD = 0.9  # the share of all tokens that go to one expert

@@ -24,7 +24,7 @@ from torch import Size
 from moonlet import text
 from moonlet.config import Recipe
 from moonlet.config.recall import RECALL
-from moonlet.config.recipe import TokenizerSettings
+from moonlet.config.sections import TokenizerSettings
 from moonlet.data.corpus import Corpus
 from moonlet.data.expected import expected_bytes
 from moonlet.data.open import open_corpus

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from moonlet.config.recipe import LogSettings
+from moonlet.config.sections import LogSettings
 from moonlet.text.atomic import atomic_write
 from moonlet.train.run import Run
 

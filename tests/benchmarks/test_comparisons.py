@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from moonlet.config.recipe import OptimSettings
+from moonlet.config.sections import OptimSettings
 from moonlet.model.init import build
 from moonlet.model.rope import rotate
 

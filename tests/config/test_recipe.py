@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moonlet.config import LinearAttention, Recipe, RopeScaling, load_recipe, preset, recipe_from_dict, toml
-from moonlet.config.recipe import TrainSettings, override_model
+from moonlet.config.recipe import override_model
+from moonlet.config.sections import TrainSettings
 
 STEPS = {"train": {"steps": 10}}
 

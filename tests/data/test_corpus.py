@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moonlet.config.recipe import DataSettings
+from moonlet.config.sections import DataSettings
 from moonlet.data import Corpus, StoryCorpus, TextFileCorpus
 from moonlet.data.corpus import SEPARATOR, read_documents, write_documents
 from moonlet.data.open import open_corpus

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moonlet.config.recipe import DataSettings
+from moonlet.config.sections import DataSettings
 from moonlet.data import Corpus, StoryCorpus, TextFileCorpus, fingerprint, open_dataset
 from moonlet.data.corpus import SEPARATOR, read_documents, write_documents
 from moonlet.data.expected import expected_bytes

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from moonlet.cli.data import app
-from moonlet.config.recipe import DataSettings
+from moonlet.config.sections import DataSettings
 from moonlet.data.corpus import Corpus, read_documents
 from moonlet.data.open import open_corpus
 from moonlet.data.prepare import prepare

@@ -15,7 +15,7 @@ from moonlet.generate.step import Step, lay_out
 from moonlet.model.cache import Cache, DeltaCache
 from moonlet.model.model import CausalLM
 from moonlet.text import ByteTokenizer
-from tests.conftest import GQA, HYBRID
+from tests.conftest import HYBRID
 
 Make = Callable[..., CausalLM]
 
@@ -23,7 +23,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "hybrid": HYBRID,
     "query latent": HYBRID | {"q_lora_rank": 28, "n_routed_experts": 0},
     "kda alone": HYBRID | {"num_hidden_layers": 2, "linear_attn_config": LinearAttention(8, 2, (1, 2), 1)},
-    "with gqa": GQA | {"num_hidden_layers": 2, "linear_attn_config": LinearAttention(5, 3, (2,), 2)},
     "with rope": HYBRID | {"mla_use_nope": False, "linear_attn_config": LinearAttention(5, 3, (2, 3), 6)},
 }
 

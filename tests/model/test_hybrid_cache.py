@@ -14,14 +14,15 @@ from moonlet.config.linear_attention import LinearAttention
 from moonlet.model.cache import Cache, DeltaCache
 from moonlet.model.kda import KDA
 from moonlet.model.model import CausalLM
-from tests.conftest import GQA, HYBRID
+from tests.conftest import HYBRID
 
-TOLERANCE = 1e-5
+TOLERANCE = 1e-5  # fp32
+FINE = 3e-6  # fp64 but for routers and rotations
 # What a layer can be: three to one, KDA alone, filters of two taps beside attention with rope.
 KINDS: dict[str, dict[str, Any]] = {
     "hybrid": HYBRID,
     "kda alone": HYBRID | {"num_hidden_layers": 2, "linear_attn_config": LinearAttention(8, 2, (1, 2))},
-    "with gqa": GQA | {"num_hidden_layers": 2, "linear_attn_config": LinearAttention(5, 3, (2,), 2)},
+    "with rope": HYBRID | {"mla_use_nope": False, "linear_attn_config": LinearAttention(5, 3, (2, 3), 2)},
 }
 
 
@@ -58,7 +59,8 @@ def model(tiny_model: Callable[..., CausalLM]) -> CausalLM:
 
 @pytest.fixture(scope="module", params=KINDS.values(), ids=KINDS)
 def any_model(request: pytest.FixtureRequest, tiny_model: Callable[..., CausalLM]) -> CausalLM:
-    return tiny_model(**request.param)
+    """In fp64: in fp32 any order of sums is up to 1e-5 away, as small weights make small results that are normed."""
+    return tiny_model(**request.param).double()
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +90,7 @@ def test_a_split_equals_the_whole_with_each_kind_of_layer(any_model: CausalLM, p
     tokens = text(2, sum(pieces))
     cache = poisoned(any_model.new_cache(2, sum(pieces)))
     parts = [any_model(piece, cache) for piece in tokens.split(pieces, 1)]
-    assert relative(torch.cat(parts, 1), any_model(tokens)) <= TOLERANCE
+    assert relative(torch.cat(parts, 1), any_model(tokens)) <= FINE
 
 
 @pytest.mark.parametrize("lengths", [[0, 7], [5, 0, 12, 1], [0, 0, 3], [2, 9, 9]], ids=str)
@@ -109,7 +111,7 @@ def test_rows_of_different_lengths_equal_each_row_alone(
         logits = any_model(new, cache)
         for row, n in enumerate(lengths):
             alone = any_model(tokens[row : row + 1, : n + done + piece])[0, n + done :]
-            assert relative(logits[row], alone) <= TOLERANCE
+            assert relative(logits[row], alone) <= FINE
         done += piece
 
 
@@ -121,11 +123,11 @@ def test_a_reused_row_begins_from_zeros_and_leaves_the_others_alone(any_model: C
     poison_row(cache, 1)
     row = cache.rows(1, 2)
     parts = [any_model(piece, row) for piece in new.split([2, 1, 17], 1)]
-    assert relative(torch.cat(parts, 1), any_model(new)) <= TOLERANCE
+    assert relative(torch.cat(parts, 1), any_model(new)) <= FINE
     more = text(3, 4, seed=7)
     logits = any_model(more, cache)
     for r, known in enumerate((old[0], new[0], old[2])):
-        assert relative(logits[r], any_model(torch.cat((known, more[r]))[None])[0, -4:]) <= TOLERANCE
+        assert relative(logits[r], any_model(torch.cat((known, more[r]))[None])[0, -4:]) <= FINE
 
 
 @pytest.mark.parametrize("T", [1, 3, 12])
@@ -136,9 +138,9 @@ def test_a_poisoned_row_of_length_zero_reads_together_with_longer_ones(any_model
     any_model(old, cache)
     poison_row(cache, 1)
     logits = any_model(new, cache)
-    assert relative(logits[1], any_model(new[1:2])[0]) <= TOLERANCE
+    assert relative(logits[1], any_model(new[1:2])[0]) <= FINE
     for r in (0, 2):
-        assert relative(logits[r], any_model(torch.cat((old[r], new[r]))[None])[0, 11:]) <= TOLERANCE
+        assert relative(logits[r], any_model(torch.cat((old[r], new[r]))[None])[0, 11:]) <= FINE
 
 
 @torch.no_grad()
@@ -167,7 +169,7 @@ def test_kept_rows_go_on_as_if_alone_and_are_copies(any_model: CausalLM) -> None
     kept, before = cache.keep([2, 0]), [t.clone() for t in memory(cache)]
     logits = any_model(torch.stack((tokens[2, 8:11], tokens[0, 5:8])), kept)
     for i, (row, n) in enumerate(((2, 8), (0, 5))):
-        assert relative(logits[i], any_model(tokens[row : row + 1, : n + 3])[0, n:]) <= TOLERANCE
+        assert relative(logits[i], any_model(tokens[row : row + 1, : n + 3])[0, n:]) <= FINE
     assert all(torch.equal(a.nan_to_num(9.0), b.nan_to_num(9.0)) for a, b in zip(before, memory(cache), strict=True))
 
 

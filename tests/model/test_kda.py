@@ -12,12 +12,10 @@ from torch import Tensor
 
 from moonlet.config import ModelConfig
 from moonlet.config.linear_attention import LinearAttention
-from moonlet.model.gqa import GQA
 from moonlet.model.init import build
 from moonlet.model.kda import KDA
 from moonlet.model.mla import MLA
 from moonlet.model.model import CausalLM
-from tests.conftest import GQA as GROUPED
 from tests.conftest import HYBRID
 
 Make = Callable[..., CausalLM]
@@ -116,10 +114,9 @@ def test_names_and_shapes_are_the_checkpoints(tiny_config: Callable[..., ModelCo
         (HYBRID, [KDA, KDA, KDA, MLA]),
         (HYBRID | {"linear_attn_config": LinearAttention(6, 3, (1, 3))}, [KDA, MLA, KDA, MLA]),
         (HYBRID | {"linear_attn_config": LinearAttention(6, 3, (1, 2, 3, 4))}, [KDA] * 4),
-        (GROUPED | {"linear_attn_config": LinearAttention(6, 3, (2,))}, [GQA, KDA, GQA]),
         (HYBRID | {"linear_attn_config": None}, [MLA] * 4),
     ],
-    ids=["three to one", "alternating", "kda alone", "with gqa", "mla alone"],
+    ids=["three to one", "alternating", "kda alone", "mla alone"],
 )
 def test_the_lists_count_layers_from_one(tiny_model: Make, changes: dict[str, Any], kinds: list[type]) -> None:
     model = tiny_model(**changes)

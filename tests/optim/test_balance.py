@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moonlet.config import ModelConfig
-from moonlet.config.recipe import OptimSettings
+from moonlet.config.sections import OptimSettings
 from moonlet.model.router import Router
 from moonlet.optim.balance import (
     balance_step,

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from moonlet.config.presets import preset_names
-from moonlet.config.recipe import OptimSettings
+from moonlet.config.sections import OptimSettings
 from moonlet.model.init import build
 from moonlet.optim.groups import parameter_groups
 from moonlet.optim.optimizer import build_optimizer
@@ -28,6 +28,10 @@ def test_each_parameter_of_each_preset_has_one_group(preset: str) -> None:
     for name, p in model.named_parameters():
         if name.startswith(("model.embed_tokens", "lm_head")):
             expected = "vocabulary"
+        elif name.endswith(("A_log", "dt_bias")):
+            expected = "rates"
+        elif "conv1d" in name:
+            expected = "filters"
         else:
             expected = "gains" if p.dim() == 1 else "matrices"
         assert found[name] == expected, name

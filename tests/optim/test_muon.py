@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from moonlet.config import ModelConfig
-from moonlet.config.recipe import OptimSettings
+from moonlet.config.sections import OptimSettings
 from moonlet.model.init import build
 from moonlet.ops import newton_schulz as ns
 from moonlet.ops.dispatch import force

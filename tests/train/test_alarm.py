@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from moonlet.cli import job
-from moonlet.config.recipe import OptimSettings
+from moonlet.config.sections import OptimSettings
 from moonlet.optim.balance import balance_step, routers_of
 from moonlet.train import alarm
 from moonlet.train.alarm import PATIENCE, Collapse, collapses

@@ -7,7 +7,7 @@ import torch
 
 from moonlet.config import ModelConfig
 from moonlet.config.linear_attention import LinearAttention
-from moonlet.config.recipe import OptimSettings
+from moonlet.config.sections import OptimSettings
 from moonlet.model.init import build
 from moonlet.model.model import CausalLM
 from moonlet.model.observe import observe

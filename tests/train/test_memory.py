@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from moonlet.config import LinearAttention, ModelConfig
-from moonlet.config.recipe import OptimSettings
+from moonlet.config.sections import OptimSettings
 from moonlet.model.count import shapes
 from moonlet.model.init import build
 from moonlet.optim.optimizer import build_optimizer

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from moonlet.config.recipe import OptimSettings
+from moonlet.config.sections import OptimSettings
 from moonlet.optim.schedule import decay_start, learning_rate, warmup_steps
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from moonlet.cli import job
-from moonlet.config.recipe import LogSettings
+from moonlet.config.sections import LogSettings
 from moonlet.train import sinks as module
 from moonlet.train.loop import Trainer
 from moonlet.train.metrics import Metrics, read_metrics
@@ -158,7 +158,7 @@ def test_tensorboard_reads_the_curves_and_a_resumed_run_continues_them(tmp_path:
 WANDB = """
 import socket, sys
 from pathlib import Path
-from moonlet.config.recipe import LogSettings
+from moonlet.config.sections import LogSettings
 from moonlet.train.run import Run
 from moonlet.train.sinks import open_sinks
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from moonlet.cli import job, material
-from moonlet.config.recipe import OptimSettings
+from moonlet.config.sections import OptimSettings
 from moonlet.model.init import build
 from moonlet.model.model import CausalLM
 from moonlet.optim.balance import balance_step, clear_loads, routers_of, sequence_loss

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from moonlet.cli import job
 from moonlet.config import ModelConfig, Recipe, recipe_from_dict
-from moonlet.config.recipe import OptimSettings
+from moonlet.config.sections import OptimSettings
 from moonlet.model.init import build
 from moonlet.model.model import CausalLM
 from moonlet.optim.optimizer import build_optimizer
