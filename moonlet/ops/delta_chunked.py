@@ -135,9 +135,12 @@ def _span(q: Tensor, chunk: int) -> int:
 
 
 class _Masks:
-    """Which document a token belongs to, seen from its chunk. True marks what must be nothing."""
+    """Which document a token belongs to, seen from its chunk; 1 keeps, 0 drops.
 
-    def __init__(self, segments: Tensor, part: slice, chunk: int) -> None:
+    Products with them are exact: what they meet is finite, whichever document it comes from.
+    """
+
+    def __init__(self, segments: Tensor, part: slice, chunk: int, dtype: torch.dtype) -> None:
         own = segments[:, part]
         before = segments[:, max(part.start - 1, 0), None]
         if own.shape[1] % chunk:
@@ -145,13 +148,13 @@ class _Masks:
         own = own.unflatten(1, (-1, chunk)).transpose(0, 1)[:, :, None]  # (n, B, 1, C)
         last = own[..., -1:]  # (n, B, 1, 1)
         before = torch.cat([before[None, :, None], last[:-1]])
-        # Pairs of tokens of different documents, for keys and for queries.
-        self.strangers = (own[..., :, None] != own[..., None, :])[:, :, :, None]  # (n, B, 1, 1, C, C)
-        # Tokens that cannot read the state before the chunk, and those that leave nothing behind it.
-        self.late = (own != before)[:, :, :, None, :, None]  # (n, B, 1, 1, C, 1)
-        self.early = (own != last)[..., None]  # (n, B, 1, C, 1)
-        # Chunks behind which nothing is left of the state before them.
-        self.over = (before != last)[..., None]  # (n, B, 1, 1, 1)
+        # Pairs of tokens of one document, for keys and for queries.
+        self.same = (own[..., :, None] == own[..., None, :])[:, :, :, None].to(dtype)  # (n, B, 1, 1, C, C)
+        # Tokens that read the state before the chunk, and those that leave something behind it.
+        self.reads = (own == before)[:, :, :, None, :, None].to(dtype)  # (n, B, 1, 1, C, 1)
+        self.leaves = (own == last)[..., None].to(dtype)  # (n, B, 1, C, 1)
+        # Chunks behind which something is left of the state before them.
+        self.lasts = (before == last)[..., None].to(dtype)  # (n, B, 1, 1, 1)
 
 
 class _Segment:
@@ -166,11 +169,11 @@ class _Segment:
         self.w = self.k * self.beta
         self.tiles = delta_tiles.apply(self.q, self.k, self.w, g, delta_tiles.choose_tile(g))
         seen, reads, writes, left = self.tiles.seen, self.tiles.reads, self.tiles.writes, self.tiles.left
-        self.masks = None if segments is None else _Masks(segments, part, chunk)
+        self.masks = None if segments is None else _Masks(segments, part, chunk, g.dtype)
         if self.masks:
-            self._by_batch(seen).masked_fill_(self.masks.strangers, 0)
-            reads = self._by_batch(reads).masked_fill(self.masks.late, 0)
-            writes = self._by_batch(writes).masked_fill(self.masks.early, 0)
+            self._by_batch(seen).mul_(self.masks.same)
+            reads = self._by_batch(reads) * self.masks.reads
+            writes = self._by_batch(writes) * self.masks.leaves
         # What the loop takes chunk by chunk.
         self.reads = self._by_chunk(reads.view(-1, 2 * chunk, g.shape[2]))  # (n, BH, 2C, K)
         self.writes = self._by_chunk(writes.view(-1, chunk, g.shape[2]))  # (n, BH, C, K)
@@ -223,7 +226,8 @@ class _Segment:
         """A state [BH, K, V] without the rows whose document ends in chunk i."""
         if self.masks is None:
             return S
-        return S.view(self.B, self.H, *S.shape[1:]).masked_fill(self.masks.over[i], 0).flatten(0, 1)
+        kept: Tensor = S.view(self.B, self.H, *S.shape[1:]) * self.masks.lasts[i]
+        return kept.flatten(0, 1)
 
     def forward(self, S: Tensor, scale: float, out: Tensor) -> Tensor:
         """Write the output [B, tokens, H, V] into out; returns the state after the segment, [BH, K, V]."""
@@ -284,9 +288,9 @@ class _Segment:
         reads = torch.bmm(read, states.transpose(1, 2)).view(N, 2, C, -1)
         writes = torch.bmm(E, written.flatten(0, 1).transpose(1, 2))
         if self.masks:
-            self._by_batch(seen).masked_fill_(self.masks.strangers, 0)
-            self._by_batch(reads).masked_fill_(self.masks.late, 0)
-            self._by_batch(writes).masked_fill_(self.masks.early, 0)
+            self._by_batch(seen).mul_(self.masks.same)
+            self._by_batch(reads).mul_(self.masks.reads)
+            self._by_batch(writes).mul_(self.masks.leaves)
         dv = by_kind[:, 0].neg()
         dq, dk, dw, dg = delta_tiles.backward(
             self.tiles, self.q, self.k, self.w, reads, writes, logs.flatten(0, 1), seen
@@ -301,5 +305,5 @@ class _Segment:
         """States times their gradients [n, BH, K, V] as gradients of the logarithm of what is left of them."""
         found = (x.sum(-1) * self.left[..., 0]).view(self.n, self.B, self.H, -1)
         if self.masks is not None:
-            found.masked_fill_(self.masks.over[..., 0], 0)
+            found *= self.masks.lasts[..., 0]
         return found.flatten(1, 2)
