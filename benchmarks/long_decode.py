@@ -20,7 +20,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -99,17 +99,14 @@ def time_layers(step: Step, model: CausalLM, cache: Cache, length: int, count: i
     out: dict[str, list[float]] = {}
     for i, layer in enumerate(step._layers):
         kind = "KDA" if model.config.is_kda(i) else "MLA"
-        if kind not in out:
-            out[kind] = [
-                _milliseconds(lambda i=i, layer=layer: layer.mix(x, cache.layers[i], ends)) for _ in range(count)
-            ]
+        if kind in out:
+            continue
+        out[kind] = []
+        for _ in range(count):
+            begin = time.perf_counter()
+            layer.mix(x, cache.layers[i], ends)
+            out[kind].append(1000 * (time.perf_counter() - begin))
     return out
-
-
-def _milliseconds(call: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    call()
-    return 1000 * (time.perf_counter() - begin)
 
 
 def contest(

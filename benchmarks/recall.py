@@ -30,7 +30,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from small_runs import Laboratory, Taken, add_options, merged, table
+from small_runs import ANY_MODEL, Laboratory, Taken, add_options, merged, table
 
 from moonlet.config import Recipe
 from moonlet.config.recall import UNITS, recall_length
@@ -65,6 +65,8 @@ QUICK_TASKS: dict[str, dict[str, Any]] = {
 
 class RecallLaboratory(Laboratory):
     """Small runs whose data are a recall task, another one for each if they ask for it."""
+
+    common = ANY_MODEL
 
     def tokenizer_of(self, recipe: Recipe) -> Tokenizer:
         return RecallTask.of(recipe.data).tokenizer()

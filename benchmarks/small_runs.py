@@ -70,6 +70,8 @@ RECIPE: dict[str, dict[str, Any]] = {
     # In bf16, by name: "auto" probes, and two runs of one comparison must not differ by a probe's outcome.
     "train": {"seq_len": 128, "batch_size": 16, "dtype": "bfloat16", "save_every": 0},
 }
+# For runs that say themselves which model they train.
+ANY_MODEL = {section: values for section, values in RECIPE.items() if section != "model"}
 # What --quick makes of it: the same code in seconds, and numbers that mean nothing.
 QUICK: dict[str, dict[str, Any]] = {
     "model": {
@@ -137,12 +139,14 @@ class Laboratory:
     Args:
         folder: made when missing.
         file: name of the file of runs in it.
-        base: what all runs have in common, on top of `RECIPE`.
+        base: what all runs have in common, on top of `common`.
     """
+
+    common: Changes = RECIPE
 
     def __init__(self, folder: Path, file: str, base: Changes) -> None:
         self.folder, self.file = folder, folder / file
-        self.base = merged(RECIPE, base)
+        self.base = merged(self.common, base)
         folder.mkdir(parents=True, exist_ok=True)
         keep_freed_memory()
 
