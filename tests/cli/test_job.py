@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from moonlet.cli import job
+from moonlet.cli.quickstart import quickstart
 from moonlet.cli.report import print_outcome
-from moonlet.config import recipe_from_dict
+from moonlet.config import Recipe, preset, recipe_from_dict
 from moonlet.config.quickstart import QUICKSTART
 from moonlet.train.metrics import read_metrics
 from tests.train import tiny
@@ -59,3 +61,21 @@ def test_samples_show_the_same_prompts_at_several_steps(outcome: job.Outcome) ->
     text = outcome.run.samples_file.read_text()
     assert [line for line in text.splitlines() if line.startswith("## ")] == ["## Step 6", "## Step 12"]
     assert text.count("> Once upon a time") == 2
+
+
+@pytest.mark.parametrize(
+    ("model", "minutes", "expected"), [(None, None, "k2-nano"), ("linear-nano", 0.5, "linear-nano")]
+)
+def test_quickstart_trains_the_preset_asked_for(
+    model: str | None, minutes: float | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(recipe: Recipe, *_: object) -> None:
+        assert recipe.model == preset(expected)
+        assert recipe.train.minutes == (minutes or QUICKSTART["train"]["minutes"])
+        raise InterruptedError
+
+    monkeypatch.setattr("moonlet.cli.job.start", start)
+    with pytest.raises(InterruptedError):
+        quickstart(tmp_path / "run", minutes, model)
+    with pytest.raises(ValueError, match="unknown preset 'linear-nan'; did you mean 'linear-nano'"):
+        quickstart(tmp_path / "run", None, "linear-nan")
