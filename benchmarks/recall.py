@@ -6,7 +6,7 @@
 
 Networks of two dense layers and equal width, which differ in what mixes tokens alone:
 
-    KDA         KDA, KDA           two heads, each one matrix of 32 x 32, whatever the length
+    KDA         KDA, KDA           two heads, each one matrix of 64 x 64, whatever the length
     MLA         MLA, MLA           with rope; a latent for each token
     MLA, NoPE   MLA, MLA           without position
     hybrid      KDA, MLA           the second without position, as in Kimi Linear
@@ -220,12 +220,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_options(parser, "runs/recall", 600)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--architectures", nargs="+", default=list(ARCHITECTURES), choices=list(ARCHITECTURES))
-    parser.add_argument("--lrs", type=float, nargs="+", default=[2.5e-3, 5e-3, 1e-2], help="all are tried at seed 0")
+    parser.add_argument("--lrs", type=float, nargs="+", default=[5e-3, 1e-2], help="all are tried at seed 0")
     parser.add_argument("--optimizer", default="muonclip", choices=("adamw", "muon", "muonclip"))
     parser.add_argument("--seeds", type=int, default=3, help="seeds at the best learning rate")
-    parser.add_argument("--hidden", type=int, default=64, help="hidden_size")
+    parser.add_argument("--hidden", type=int, default=128, help="hidden_size")
     parser.add_argument("--heads", type=int, default=2, help="of KDA and of MLA, hidden / heads wide")
-    parser.add_argument("--batch", type=int, default=32, help="sequences a step")
+    parser.add_argument("--batch", type=int, default=64, help="sequences a step")
     given = parser.parse_args(arguments)
     if given.quick:
         given.steps, given.seeds, given.lrs = min(given.steps, 6), min(given.seeds, 2), given.lrs[:2]

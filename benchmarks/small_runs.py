@@ -206,7 +206,9 @@ class Laboratory:
 
             trainer.hooks = Hooks(evaluate=lambda model: self.evaluate(model, recipe), show=show)
             try:
-                trainer.train()
+                if trainer.train().step < t.steps:
+                    # Stopped by a signal, which is no result: the next start takes it anew.
+                    raise SystemExit("stopped, as asked; start it again to go on")
                 trainer.record_evaluation(self.evaluate(model, recipe))
             except TrainingStopped as stopped:  # a result too, at a high learning rate
                 print(stopped, file=sys.stderr)

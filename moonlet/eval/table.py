@@ -53,7 +53,10 @@ def compare(reports: Sequence[Report]) -> str:
     texts = {(r.text, r.bits and r.bits.bytes) for r in reports}
     if len(texts) > 1:
         named = "; ".join(f"{r.model}: {r.text}" for r in reports)
-        parts.append(f"Not measured on one text ({named}): their losses do not compare; give --data FILE.")
+        if any(r.bits for r in reports):
+            parts.append(f"Not measured on one text ({named}): their losses do not compare; give --data FILE.")
+        else:
+            parts.append(f"Not asked the same ({named}): their accuracies do not compare.")
     if any(r.bits and not r.lossless for r in reports):
         parts.append(_LOSSY)
     elif len({r.bits and r.bits.tokens for r in reports}) > 1:
