@@ -13,6 +13,7 @@ import torch
 from moonlet.config.sections import OptimSettings
 from moonlet.model.init import build
 from moonlet.model.rope import rotate
+from moonlet.train.loop import Trainer
 
 # Scripts find each other in their own folder, as they do when started.
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -82,6 +83,14 @@ def test_a_finished_run_is_not_taken_again_and_a_torn_line_is_passed_over(folder
     assert again.run({"train": {"steps": 2}, "optim": {"warmup_steps": 1}}, "again") == first
     again.run({"train": {"steps": 3}, "optim": {"warmup_steps": 1}}, "another")
     assert [run.changes["train"]["steps"] for run in again.runs()] == [2, 3]
+
+
+def test_a_run_that_was_stopped_is_not_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = Laboratory(folder, "stopped.jsonl", TINY)
+    monkeypatch.setattr(Trainer, "train", lambda self: self.progress)
+    with pytest.raises(SystemExit, match="start it again"):
+        lab.run({"train": {"steps": 2}, "optim": {"warmup_steps": 1}}, "stopped")
+    assert lab.runs() == []
 
 
 def test_the_watched_logits_are_those_of_the_queries_and_keys(folder: Path) -> None:
