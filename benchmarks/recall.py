@@ -15,7 +15,7 @@ Each is trained on all sizes of a task mixed evenly, sequences drawn afresh, los
 learning rate; the best rate by accuracy over all sizes is then taken with more seeds (first weights and sequences).
 Accuracy is exact and over held-out sequences, the same ones for all. After Kimi Linear (arXiv 2510.26692, section 5.1)
 and Zoology (arXiv 2312.04927), which train far longer: what fails here has not learnt the task in so many steps, which
-does not say that it could not.
+does not say that it could not. MLA learns mqar of `--sizes 4 8 16` in 240 steps, and of 4 to 64 pairs not in 600.
 """
 
 from __future__ import annotations
@@ -139,6 +139,8 @@ def model_of(name: str, hidden: int, heads: int) -> dict[str, Any]:
 def measure(lab: RecallLaboratory, task: str, given: argparse.Namespace) -> Found:
     """Every architecture on one task: all learning rates, then more seeds at the best."""
     data = (QUICK_TASKS if given.quick else TASKS)[task] | {"kind": task}
+    if given.sizes:
+        data["sizes"] = given.sizes
     length = recall_length(task, max(data["sizes"]))
     rates: dict[str, dict[float, Taken]] = {}
     seeds: dict[str, list[Taken]] = {}
@@ -219,6 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add_options(parser, "runs/recall", 600)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--sizes", type=int, nargs="+", help="pairs, words or operations, instead of 4 to 64")
     parser.add_argument("--architectures", nargs="+", default=list(ARCHITECTURES), choices=list(ARCHITECTURES))
     parser.add_argument("--lrs", type=float, nargs="+", default=[5e-3, 1e-2], help="all are tried at seed 0")
     parser.add_argument("--optimizer", default="muonclip", choices=("adamw", "muon", "muonclip"))
