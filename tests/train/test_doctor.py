@@ -111,7 +111,9 @@ def test_the_diagnosis_is_json(diagnosis: Diagnosis) -> None:
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_diagnosis_is_one_screen(diagnosis: Diagnosis, width: int, tmp_path: Path) -> None:
     missing = [Package("flash-attn", "attention", None, "pip install flash-attn")]
-    machine = replace(diagnosis.machine, quota=1.5, accelerators=(Accelerator("Some GPU", 2**36, True),))
+    found = diagnosis.machine
+    gpu = (Accelerator("Some GPU", 2**36, True),)
+    machine = replace(found, usable_cores=found.logical_cores, quota=1.5, accelerators=gpu)
     with (tmp_path / "out").open("w", encoding="utf-8") as file:
         print_diagnosis(
             Console(file=file, width=width), replace(diagnosis, packages=missing, machine=machine, load=0.0)
