@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from moonlet.cli import job
+from moonlet.config import Recipe
 from moonlet.train.checkpoint import checkpoints, newest_good, problem_of, step_of
 from moonlet.train.loop import Trainer
 from moonlet.train.metrics import read_metrics
@@ -78,18 +79,9 @@ def test_resume_is_bit_exact(
     assert_same_run(straight, tmp_path / "run")
 
 
-def test_resume_is_bit_exact_with_every_part_of_the_balance_at_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    changes = (
-        "optim.balance=zero-mean", "optim.aux_loss_alpha=0.1", "optim.bias_freeze_fraction=0.3",
-        "optim.bias_update_speed=0.3", "optim.schedule=moonlight", "train.save_every=1",
-    )  # fmt: skip
-    # Every step after the three of the warm-up counts as a collapse, so the count runs across the cut.
-    monkeypatch.setattr("moonlet.train.alarm.PATIENCE", 5)
-    monkeypatch.setattr("moonlet.train.alarm.CROWD", 0.0)
-    recipe = tiny.recipe(tmp_path, *changes)
-    job.start(recipe, tmp_path / "straight", tiny.quiet())
+def assert_a_cut_changes_nothing(recipe: Recipe, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train straight through in folder/straight, and with a kill before step 8 in folder/run."""
+    job.start(recipe, folder / "straight", tiny.quiet())
     original = Trainer._step
 
     def cut_here(self: Trainer) -> None:
@@ -100,9 +92,34 @@ def test_resume_is_bit_exact_with_every_part_of_the_balance_at_work(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", cut_here)
         with pytest.raises(Cut):
-            job.start(recipe, tmp_path / "run", tiny.quiet())
-    job.go_on(Run.open(tmp_path / "run"), tiny.quiet())
-    assert_same_run(tmp_path / "straight", tmp_path / "run")
+            job.start(recipe, folder / "run", tiny.quiet())
+    job.go_on(Run.open(folder / "run"), tiny.quiet())
+    assert_same_run(folder / "straight", folder / "run")
+
+
+LINEAR = (
+    "model.q_lora_rank=null", "model.mla_use_nope=true", "model.linear_attn_config.kda_layers=[1]",
+    "model.linear_attn_config.head_dim=8", "model.linear_attn_config.num_heads=2",
+)  # fmt: skip
+RECALL = ("data.kind=mqar", "data.path=", "data.sizes=[2,4]", "data.words=4", "data.held_out=4")
+
+
+@pytest.mark.parametrize("changes", [LINEAR, (*RECALL, *LINEAR)], ids=["kimi linear", "a recall task"])
+def test_resume_is_bit_exact_for(changes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_a_cut_changes_nothing(tiny.recipe(tmp_path, "train.save_every=2", *changes), tmp_path, monkeypatch)
+
+
+def test_resume_is_bit_exact_with_every_part_of_the_balance_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = (
+        "optim.balance=zero-mean", "optim.aux_loss_alpha=0.1", "optim.bias_freeze_fraction=0.3",
+        "optim.bias_update_speed=0.3", "optim.schedule=moonlight", "train.save_every=1",
+    )  # fmt: skip
+    # Every step after the three of the warm-up counts as a collapse, so the count runs across the cut.
+    monkeypatch.setattr("moonlet.train.alarm.PATIENCE", 5)
+    monkeypatch.setattr("moonlet.train.alarm.CROWD", 0.0)
+    assert_a_cut_changes_nothing(tiny.recipe(tmp_path, *changes), tmp_path, monkeypatch)
     alarms, again = (list(read_metrics(tmp_path / name / "metrics.jsonl", "alarm")) for name in ("straight", "run"))
     assert alarms == again
     assert [record["step"] for record in alarms] == [8]
