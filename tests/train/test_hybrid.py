@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -138,3 +141,20 @@ def test_observing_shows_the_attention_of_the_layer_that_has_it() -> None:
     assert seen.attention[3].shape == (2, 16, 16)
     with torch.no_grad():
         assert torch.equal(seen.logits, model(tokens[None])[0])
+
+
+@pytest.mark.slow
+def test_a_thousand_steps_as_published_have_no_nan_and_no_spike() -> None:
+    """From the published initialisation at the published rate, 1.1e-3, under MuonClip."""
+    model = hybrid()
+    optimizer = build_optimizer(model, OptimSettings())
+    found = []
+    for i in range(1000):
+        result = step(model, [batch(i % 32)], optimizer, lr=1.1e-3 * min(1, (i + 1) / 20), qk_clip_tau=100.0)
+        assert result.problem is None, (i, result.problem)
+        found.append(result.loss)
+    # Over all batches the loss never rises by more than their noise, and no batch leaps up.
+    rounds = [statistics.fmean(found[i : i + 32]) for i in range(0, 992, 32)]
+    assert max(after - before for before, after in pairwise(rounds)) < 0.05
+    assert max(after - before for before, after in zip(found, found[32:], strict=False)) < 0.5
+    assert found[-1] < 0.8 * found[0]
