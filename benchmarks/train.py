@@ -1,6 +1,6 @@
-"""Training speed: moonlet against transformers' DeepseekV3ForCausalLM, the same weights, alternating in one run.
+"""Training speed: moonlet against transformers' model of the same family, the same weights, alternating in one run.
 
-    python benchmarks/train.py [--rounds 5] [--batch 16] [--seq-len 256] [--preset k2-nano]
+    python benchmarks/train.py [--rounds 5] [--batch 16] [--seq-len 256] [--preset k2-nano]     # or linear-nano
 
 Every setting of transformers (fp32 and bf16, its attention and expert implementations) is timed once, and its fastest
 go into the rounds. An entry takes whole training steps (forward, backward, clipping, AdamW) on the same tokens. Rounds
@@ -59,9 +59,9 @@ def moonlet_step(args: argparse.Namespace, tokens: torch.Tensor) -> Step:
 def transformers_step(
     folder: str, tokens: torch.Tensor, dtype: torch.dtype, attention: str, experts: str, compiled: bool = False
 ) -> Step:
-    from transformers import DeepseekV3ForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    model = DeepseekV3ForCausalLM.from_pretrained(
+    model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, attn_implementation=attention, experts_implementation=experts
     ).train()
     if compiled:
