@@ -61,6 +61,17 @@ def force(op: str, name: str) -> Iterator[None]:
             _forced[op] = before
 
 
+@contextmanager
+def wrapped(op: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """Put what `wrap` makes of it in place of each implementation of `op` inside the block; the choice stays as is."""
+    before = dict(_implementations[op])
+    _implementations[op].update({name: wrap(function) for name, function in before.items()})
+    try:
+        yield
+    finally:
+        _implementations[op].update(before)
+
+
 def _no_such(op: str, name: str) -> ValueError:
     return ValueError(f"op {op!r} has no implementation {name!r}; valid: {', '.join(names(op)) or 'none'}")
 
