@@ -6,6 +6,7 @@ Every stage finds what an earlier start of the same run left finished, so that r
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from rich.console import Console
 
 from moonlet.cli.material import Material, open_material
+from moonlet.cli.profile import print_profile
 from moonlet.cli.progress import Display
 from moonlet.config import Recipe, load_recipe, recipe_from_dict
 from moonlet.eval.bits import Bits
@@ -31,6 +33,7 @@ from moonlet.train.estimate import check_room
 from moonlet.train.loop import Hooks, Trainer
 from moonlet.train.metrics import read_metrics
 from moonlet.train.precision import compute_dtype, pick_device
+from moonlet.train.profile import Profiler, check_steps
 from moonlet.train.run import Run
 from moonlet.train.sinks import check_sinks, open_sinks
 from moonlet.train.state import Progress, read_state
@@ -54,14 +57,20 @@ class Outcome:
         return self.bits is not None or self.recall is not None
 
 
-def start(recipe: Recipe, out: Path, console: Console) -> Outcome:
+def start(recipe: Recipe, out: Path, console: Console, profile: bool = False) -> Outcome:
     """Make the run folder `out` and train in it.
 
+    Args:
+        profile: also write and show where a step's time goes (`moonlet.train.profile`).
+
     Raises:
-        ValueError: the folder holds something already, or the model is too large for this machine.
+        ValueError: the folder holds something already, the model is too large for this machine, or the run is too
+            short for a profile.
     """
     check_room(recipe)
-    return go_on(Run.create(out, recipe), console)
+    if profile:
+        check_steps(recipe.train.steps or None)
+    return go_on(Run.create(out, recipe), console, profile)
 
 
 def pretrain(
@@ -92,7 +101,7 @@ def pretrain(
     return start(recipe, Path(out), console or Console(quiet=True))
 
 
-def go_on(run: Run, console: Console) -> Outcome:
+def go_on(run: Run, console: Console, profile: bool = False) -> Outcome:
     """Train in a run folder from wherever it stands: nothing prepared yet, some checkpoint, or the end."""
     with run.lock():
         recipe = run.recipe()
@@ -105,13 +114,16 @@ def go_on(run: Run, console: Console) -> Outcome:
         recipe = _fit_vocabulary(recipe, material.tokenizer)
         run.write_recipe(recipe)
         trainer = _trainer(recipe, run, material, console)
-        with Display(console, recipe) as display:
+        with Display(console, recipe) as display, ExitStack() as stack:
             hooks = _hooks(recipe, run, material, display)
             step = trainer.progress.step
-            with open_sinks(recipe.log, run, recipe.to_dict(), step, display.note) as sinks:
-                trainer.hooks = replace(hooks, record=sinks.write)
-                progress = trainer.train()
-                return _finish(recipe, run, trainer, material, progress)
+            sinks = stack.enter_context(open_sinks(recipe.log, run, recipe.to_dict(), step, display.note))
+            trainer.hooks = replace(hooks, record=sinks.write)
+            if profile:
+                profiler = Profiler(trainer, run.profile, lambda found: print_profile(found, console), display.note)
+                trainer.hooks = replace(trainer.hooks, around=stack.enter_context(profiler).step)
+            progress = trainer.train()
+            return _finish(recipe, run, trainer, material, progress)
 
 
 def _fit_vocabulary(recipe: Recipe, tokenizer: Tokenizer) -> Recipe:

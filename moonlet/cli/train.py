@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -22,11 +23,21 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would take, in memory, time and disk, and start nothing.")
     ] = False,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile",
+            help="Also find out where a step's time goes: a few steps after the first ten run under torch's profiler, "
+            "a table is printed and written to RUN/profile with a trace to open, and training goes on. The weights "
+            "are those of a run without it.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON.")] = False,
 ) -> None:
     """Train a model as a recipe says.
 
     Example: `moonlet train recipes/tinystories.toml data.path=stories.txt train.minutes=3`
+    Where the time goes: `moonlet train recipes/linear-nano.toml --profile train.steps=20`
     """
     from rich.console import Console
 
@@ -34,6 +45,11 @@ def train(
 
     if as_json and not dry_run:
         raise ValueError("--json goes with --dry-run; a run writes its numbers to metrics.jsonl")
+    if profile and dry_run:
+        raise ValueError("--profile needs steps that are taken; leave out --dry-run")
+    if profile:
+        # torch's tracer reports its own start and end on stderr unless told otherwise before torch is loaded.
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     loaded = load_recipe(recipe, overrides or [], smoke)
     folder, console = out or fresh_folder(loaded.name), Console()
     if dry_run:
@@ -44,7 +60,7 @@ def train(
     from moonlet.cli import job
     from moonlet.cli.report import print_outcome
 
-    print_outcome(job.start(loaded, folder, console), console)
+    print_outcome(job.start(loaded, folder, console, profile), console)
 
 
 def fresh_folder(name: str) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ class Hooks:
     show: Callable[[Progress, dict[str, Any]], None] = lambda progress, record: None
     message: Callable[[str], None] = lambda text: None
     record: Callable[[Mapping[str, Any]], None] = lambda record: None  # told every line of metrics.jsonl
+    around: Callable[[], AbstractContextManager[None]] = nullcontext  # entered for each step
     # Validation text, int64 [B, T], on which the routers' entropy is measured beside each evaluation; the same text
     # every time, so that a curve shows the routers change and not the text.
     probe: Tensor | None = None
@@ -98,7 +100,8 @@ class Trainer:
                 self._catch_up()
                 while not self._finished() and not stop.requested:
                     self._plan()
-                    self._step()
+                    with self.hooks.around():
+                        self._step()
                     self.progress.elapsed = before + time.perf_counter() - begin
                     self._after_step()
                 if stop.requested:

@@ -6,6 +6,7 @@ metrics.jsonl    one line a step, evaluation and checkpoint
 loss.png         redrawn while training
 samples.md       the same prompts at several steps
 plots/           what `moonlet plot` draws, and report.html beside it
+profile/         where a step's time goes, of `moonlet train --profile`
 tokenizer/       as Hugging Face loads it
 data/            token shards
 checkpoints/     step-NNNNNNNN: Hugging Face directories with a state/ to resume from
@@ -43,6 +44,7 @@ class Run:
         self.metrics_file = path / "metrics.jsonl"
         self.plot_file = path / "loss.png"
         self.samples_file = path / "samples.md"
+        self.profile = path / "profile"
         self.tokenizer = path / "tokenizer"
         self.data = path / "data"
         self.checkpoints = path / "checkpoints"

@@ -168,7 +168,7 @@ class _Reader:
             if event.kind in _LAUNCHES:
                 launched[event.arguments.get("correlation")] = top
             elif event.name.startswith(_NODE):
-                before = forward.get(number, before if number is None else REST)
+                before = before if number is None else forward.get(number, REST)
                 top = _Owner(before, True, OUTSIDE)
             elif event.kind == "user_annotation":
                 if event.name in _PARTS:
