@@ -18,16 +18,16 @@ def print_profile(profile: Profile, console: Console) -> None:
         grid.add_row(*line)
     console.print(grid, highlight=False)
     for found in tables(profile):
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, show_footer=False)
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
         for i, name in enumerate(found.columns):
             table.add_column(name, justify="right" if i else "left", no_wrap=True)
-        for row in found.rows[:-1] if found.summed else found.rows:
+        for row in found.rows[:-1]:
             table.add_row(*row)
-        if found.summed:
-            table.add_section()
-            table.add_row(*found.rows[-1], style="bold")
+        table.add_section()
+        table.add_row(*found.rows[-1], style="bold")
         console.print()
         console.print(table, highlight=False)
+        console.print(found.note, style="dim", highlight=False)
     console.print(
         f"\nprofile    {profile.folder / 'profile.md'} and trace.json (open it in https://ui.perfetto.dev)",
         highlight=False,

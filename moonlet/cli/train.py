@@ -48,8 +48,9 @@ def train(
     if profile and dry_run:
         raise ValueError("--profile needs steps that are taken; leave out --dry-run")
     if profile:
-        # torch's tracer reports its own start and end on stderr unless told otherwise before torch is loaded.
+        # torch's tracer talks on stderr about itself unless told otherwise before torch is loaded.
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     loaded = load_recipe(recipe, overrides or [], smoke)
     folder, console = out or fresh_folder(loaded.name), Console()
     if dry_run:

@@ -45,7 +45,7 @@ from moonlet.train.ranges import (
     STEP,
     marked,
 )
-from moonlet.train.trace import read_trace
+from moonlet.train.trace import middle, read_trace
 
 # Steps of each kind, in this order.
 KINDS = {"warm": 10, "plain": 5, "traced": 3, "memory": 1}
@@ -182,12 +182,14 @@ class Profiler:
 
     def _put_together(self, trace: Path) -> Profile:
         recipe, dtype = self.trainer.recipe, self.trainer.model.dtype
-        times = read_trace(trace)
+        traced = read_trace(trace)
+        place = middle(traced)
         rates = measure_rates(self.device, _PROBE)
         return Profile(
             name=recipe.name,
             folder=self.folder,
-            first=self._first,
+            step=self._first + place,
+            traced=len(traced),
             device=torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device),
             dtype=str(dtype).removeprefix("torch."),
             threads=torch.get_num_threads(),
@@ -195,7 +197,7 @@ class Profiler:
             sequences=recipe.train.batch_size,
             micro_batches=self.trainer.accumulate,
             seq_len=recipe.train.seq_len,
-            times=times,
+            times=traced[place],
             plain_seconds=median(self._plain),
             plain_steps=len(self._plain),
             flops=part_flops(recipe),

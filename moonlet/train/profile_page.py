@@ -10,20 +10,24 @@ from moonlet.train.ranges import PARTS, REST
 from moonlet.train.trace import IDLE, PartTime, StepTimes
 
 OPERATORS = 15
+_PARTS_NOTE = "Times in ms. GFLOP: matrix products of the model, forward and backward; rate: share of the rate above."
+_OPERATORS_NOTE = "Time in the operator itself, without the operators it calls."
 
 
 @dataclass(frozen=True)
 class Profile:
     """A step of one run, in seconds, bytes and floating-point operations; None is unknown.
 
-    first: the step that was traced first. plain_seconds: median of steps outside of the profiler. flops: of a step by
-    part, forward and backward. rate: operations a second of large products in the compute dtype, measured. memory: on
-    a CPU what tensors held at most beyond what was there before the step; on a GPU all that was allocated at most.
+    step: the one that `times` are of, of so many that were `traced`. plain_seconds: median of steps outside of the
+    profiler. flops: of a step by part, forward and backward. rate: operations a second of large products in the compute
+    dtype, measured. memory: on a CPU what tensors held at most beyond what was there before the step; on a GPU all that
+    was allocated at most.
     """
 
     name: str
     folder: Path
-    first: int
+    step: int
+    traced: int
     device: str
     dtype: str
     threads: int
@@ -43,12 +47,12 @@ class Profile:
 
 @dataclass(frozen=True)
 class Table:
-    """Text by rows; the first column stands left, the others right. The last row is the sum where `summed`."""
+    """Text by rows, the last of which is their sum; the first column stands left, the others right."""
 
     title: str
+    note: str
     columns: tuple[str, ...]
     rows: list[tuple[str, ...]]
-    summed: bool = False
 
 
 def header(p: Profile) -> Iterator[tuple[str, str]]:
@@ -62,10 +66,9 @@ def header(p: Profile) -> Iterator[tuple[str, str]]:
         f"{tokens / p.plain_seconds:,.0f} tokens a second, {1e3 * p.plain_seconds:,.1f} ms a step "
         f"(median of {p.plain_steps} without the profiler)",
     )
-    last = p.first + t.steps - 1
-    which = f"step {p.first}" if t.steps == 1 else f"mean of steps {p.first} to {last}"
+    which = f"step {p.step}" + (f", the middle one of {p.traced}" if p.traced > 2 else "")
     slower = t.seconds / p.plain_seconds - 1
-    yield "profiled", f"{1e3 * t.seconds:,.1f} ms a step ({which}, {slower:+.0%}); the times below are of these"
+    yield "profiled", f"{1e3 * t.seconds:,.1f} ms ({which}; {slower:+.0%} under the profiler), which the tables divide"
     yield "products", _products(p)
     yield "memory", _memory(p)
 
@@ -80,7 +83,7 @@ def markdown(p: Profile) -> str:
     lines = [f"# Where a step of {p.name} goes", ""]
     lines += [f"- {name}: {value}" for name, value in header(p)]
     for table in tables(p):
-        lines += ["", f"## {table.title}", "", *_aligned(table)]
+        lines += ["", f"## {table.title}", "", table.note, "", *_aligned(table)]
     lines += ["", f"trace.json, beside this file, holds {_steps(p)} for chrome://tracing or https://ui.perfetto.dev."]
     return "\n".join(lines) + "\n"
 
@@ -93,8 +96,8 @@ def _by_part(p: Profile) -> Table:
     work = sum(p.flops.values())
     times = (_ms(x, t) for x in (whole.forward, whole.backward, whole.total))
     rows.append(("step", *times, "100.0%", "", _giga(work), _share_of_rate(work, whole.total, p)))
-    columns = ("part", "forward ms", "backward ms", "ms", "share", "calls", "GFLOP", "of rate")
-    return Table("By part of the step", columns, rows, summed=True)
+    columns = ("part", "forward", "backward", "ms", "share", "calls", "GFLOP", "rate")
+    return Table("By part of the step", _PARTS_NOTE, columns, rows)
 
 
 def _part_row(part: str, x: PartTime, p: Profile) -> tuple[str, ...]:
@@ -114,7 +117,7 @@ def _by_operator(p: Profile) -> Table:
     if len(ranked) > OPERATORS:
         rows.append((f"{len(ranked) - OPERATORS} others", _ms(left, t), f"{left / t.seconds:.1%}", ""))
     rows.append(("step", _ms(t.seconds, t), "100.0%", ""))
-    return Table("By operator", ("operator", "ms", "share", "calls"), rows, summed=True)
+    return Table("By operator", _OPERATORS_NOTE, ("operator", "ms", "share", "calls"), rows)
 
 
 def _products(p: Profile) -> str:
@@ -141,7 +144,7 @@ def _memory(p: Profile) -> str:
 
 
 def _steps(p: Profile) -> str:
-    return "the profiled step" if p.times.steps == 1 else f"the {p.times.steps} profiled steps"
+    return "the profiled step" if p.traced == 1 else f"the {p.traced} profiled steps"
 
 
 def _share_of_rate(work: int, seconds: float, p: Profile) -> str:
@@ -149,7 +152,8 @@ def _share_of_rate(work: int, seconds: float, p: Profile) -> str:
 
 
 def _ms(seconds: float, t: StepTimes) -> str:
-    return f"{1e3 * seconds:,.{1 if t.seconds > 0.1 else 3}f}"
+    digits = 1 if t.seconds > 0.1 else 2 if t.seconds > 0.01 else 3
+    return f"{1e3 * seconds:,.{digits}f}"
 
 
 def _giga(work: int) -> str:
@@ -160,8 +164,8 @@ def _bytes(size: int) -> str:
     return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
 
 
-def _count(calls: float) -> str:
-    return "" if not calls else f"{calls:,.0f}" if calls == round(calls) else f"{calls:,.1f}"
+def _count(calls: int) -> str:
+    return f"{calls:,}" if calls else ""
 
 
 def _aligned(table: Table) -> Iterator[str]:

@@ -34,7 +34,7 @@ STEP = "train step"
 LOADING = "loading the batch"
 EMBEDDING = "embedding"
 NORMS = "norms"
-RESIDUAL = "residual sums and layout"
+RESIDUAL = "residual stream"
 KDA_PROJECTIONS = "KDA: projections"
 KDA_CONVOLUTION = "KDA: short convolution"
 KDA_DELTA = "KDA: delta rule"
@@ -45,15 +45,17 @@ EXPERTS = "experts"
 SHARED = "shared experts"
 DENSE = "dense"
 HEAD = "head and loss"
-CLIPPING = "gradient norm and clipping"
+CLIPPING = "gradient clipping"
 NEWTON_SCHULZ = "Muon: Newton-Schulz"
-MUON = "Muon: momentum and update"
+MUON = "Muon: momentum, update"
 ADAMW = "AdamW"
 QK_CLIP = "QK-Clip"
 BALANCE = "expert balance"
 REST = "everything else"
 
-_ATTENTION = tuple(f"{kind}: {what}" for kind in ("MLA", "GQA") for what in ("projections", "attention", "layout"))
+_ATTENTION = tuple(
+    f"{kind}: {what}" for kind in ("MLA", "GQA") for what in ("projections", "attention", "rope and layout")
+)
 
 # In the order in which a step meets them.
 PARTS = (
@@ -113,7 +115,7 @@ def module_parts(model: CausalLM) -> Iterator[tuple[nn.Module, str]]:
 
 def _mixer_parts(mixer: MLA | GQA | KDA) -> Iterator[tuple[nn.Module, str]]:
     kind = type(mixer).__name__
-    yield mixer, KDA_REST if isinstance(mixer, KDA) else f"{kind}: layout"
+    yield mixer, KDA_REST if isinstance(mixer, KDA) else f"{kind}: rope and layout"
     for child in mixer.children():
         if isinstance(child, Linear):
             yield child, f"{kind}: projections"

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,12 +37,12 @@ _PARTS = frozenset(PARTS)
 
 @dataclass
 class PartTime:
-    """Seconds and calls a step. `backward` is what autograd ran; a part that computes its gradients ahead, as the loss
+    """Seconds and calls. `backward` is what autograd ran; a part that computes its gradients ahead, as the loss
     does, has them in `forward`."""
 
     forward: float = 0.0
     backward: float = 0.0
-    calls: float = 0.0
+    calls: int = 0
 
     @property
     def total(self) -> float:
@@ -52,18 +52,17 @@ class PartTime:
 
 @dataclass
 class OperatorTime:
-    """Seconds a step in which this operator ran itself and not another inside it, and calls a step."""
+    """Seconds in which this operator ran itself and not another inside it, and calls."""
 
     seconds: float = 0.0
-    calls: float = 0.0
+    calls: int = 0
 
 
 @dataclass
 class StepTimes:
-    """Means over the traced steps, in seconds. Parts and operators each sum to `seconds`."""
+    """Of one step, in seconds. Parts and operators each sum to `seconds`."""
 
     seconds: float
-    steps: int
     on_device: bool  # times are those of a GPU's kernels
     parts: dict[str, PartTime] = field(default_factory=dict)
     operators: dict[str, OperatorTime] = field(default_factory=dict)
@@ -88,8 +87,8 @@ class _Event:
     arguments: Mapping[str, Any]
 
 
-def read_trace(path: Path) -> StepTimes:
-    """The times of an exported trace.
+def read_trace(path: Path) -> list[StepTimes]:
+    """The times of each step of an exported trace.
 
     Raises:
         ValueError: no step in it.
@@ -97,8 +96,17 @@ def read_trace(path: Path) -> StepTimes:
     return step_times(json.loads(path.read_text(encoding="utf-8"))["traceEvents"])
 
 
-def step_times(trace: Iterable[Mapping[str, Any]]) -> StepTimes:
-    """The times of a trace's events.
+def middle(steps: Sequence[StepTimes]) -> int:
+    """Which step took the middle time, counted from 0; of an even number the quicker of two.
+
+    One step rather than a mean of all: on a machine that others use, one that had to wait would tell of nothing else.
+    """
+    order = sorted(range(len(steps)), key=lambda i: steps[i].seconds)
+    return order[(len(order) - 1) // 2]
+
+
+def step_times(trace: Iterable[Mapping[str, Any]]) -> list[StepTimes]:
+    """The times of each step in a trace's events.
 
     Args:
         trace: what stands under "traceEvents".
@@ -118,41 +126,48 @@ def step_times(trace: Iterable[Mapping[str, Any]]) -> StepTimes:
     steps = [e for e in events if e.kind == "user_annotation" and e.name == STEP]
     if not steps:
         raise ValueError(f"the trace holds no range {STEP!r}")
+    on_device = any(e.kind in _DEVICE for e in events)
     begins = [e.begin for e in events]
-    found = _Reader(on_device=any(e.kind in _DEVICE for e in events))
-    for step in steps:
-        found.add(step, events[bisect_left(begins, step.begin) : bisect_left(begins, step.end)])
-    return found.times(len(steps))
+    return [
+        _Reader(step, on_device).read(events[bisect_left(begins, step.begin) : bisect_left(begins, step.end)])
+        for step in steps
+    ]
 
 
 class _Reader:
-    """Adds up steps."""
+    """Reads one step."""
 
-    def __init__(self, on_device: bool) -> None:
-        self.on_device = on_device
-        self.spent: defaultdict[_Owner, float] = defaultdict(float)  # microseconds
+    def __init__(self, step: _Event, on_device: bool) -> None:
+        self.step, self.on_device = step, on_device
         self.part_calls: Counter[str] = Counter()
         self.operator_calls: Counter[str] = Counter()
-        self.total = 0.0
 
-    def add(self, step: _Event, events: list[_Event]) -> None:
-        """Take in one step and what began in it."""
-        self.total += step.end - step.begin
+    def read(self, events: list[_Event]) -> StepTimes:
+        """Add up what began in the step."""
+        step = self.step
         threads = {step.thread} | {e.thread for e in events if e.name.startswith(_NODE)}
         host = [e for e in events if e.kind in _HOST and e.thread in threads and e is not step]
-        spent, launched = self._sweep(step, host + _clipping(host))
+        spent, launched = self._sweep(host + _clipping(host))
         if self.on_device:
             spent = _device_time(step, [e for e in events if e.kind in _DEVICE], launched)
+        times = StepTimes((step.end - step.begin) * 1e-6, self.on_device)
         for owner, time in spent.items():
-            self.spent[owner] += time
+            part = times.parts.setdefault(owner.part, PartTime(calls=self.part_calls[owner.part]))
+            if owner.backward:
+                part.backward += time * 1e-6
+            else:
+                part.forward += time * 1e-6
+            calls = self.operator_calls[owner.operator]
+            times.operators.setdefault(owner.operator, OperatorTime(calls=calls)).seconds += time * 1e-6
+        return times
 
-    def _sweep(self, step: _Event, events: list[_Event]) -> tuple[dict[_Owner, float], dict[Any, _Owner]]:
+    def _sweep(self, events: list[_Event]) -> tuple[dict[_Owner, float], dict[Any, _Owner]]:
         """Time of each owner on the host, and the owner of each launch by its correlation number."""
         spent: defaultdict[_Owner, float] = defaultdict(float)
         launched: dict[Any, _Owner] = {}
         forward: dict[int, str] = {}  # the part of each sequence number
         before = REST  # of the node of the backward that ran last
-        clock, stack = step.begin, [(step.end, _Owner())]
+        clock, stack = self.step.begin, [(self.step.end, _Owner())]
 
         def advance(until: float) -> None:
             nonlocal clock
@@ -187,20 +202,6 @@ class _Reader:
             advance(stack[-1][0])
             stack.pop()
         return spent, launched
-
-    def times(self, steps: int) -> StepTimes:
-        """Means over `steps`."""
-        scale = 1e-6 / steps
-        times = StepTimes(self.total * scale, steps, self.on_device)
-        for owner, time in self.spent.items():
-            part = times.parts.setdefault(owner.part, PartTime(calls=self.part_calls[owner.part] / steps))
-            if owner.backward:
-                part.backward += time * scale
-            else:
-                part.forward += time * scale
-            calls = self.operator_calls[owner.operator] / steps
-            times.operators.setdefault(owner.operator, OperatorTime(calls=calls)).seconds += time * scale
-        return times
 
 
 def _device_time(step: _Event, kernels: list[_Event], launched: Mapping[Any, _Owner]) -> dict[_Owner, float]:
