@@ -70,8 +70,10 @@ def plan(left: int | None) -> list[str]:
     """
     check_steps(left)
     whole = sum(KINDS.values())
-    share = 1.0 if left is None else min(1.0, left / whole)
-    counts = {kind: max(1, int(n * share)) for kind, n in KINDS.items()}
+    left = whole if left is None else min(left, whole)
+    counts = {kind: max(1, n * left // whole) for kind, n in KINDS.items()}
+    # What is cold tells least, so warming up takes all that the others leave.
+    counts["warm"] = left - sum(n for kind, n in counts.items() if kind != "warm")
     return [kind for kind, n in counts.items() for _ in range(n)]
 
 
@@ -106,7 +108,7 @@ class Profiler:
     def __exit__(self, *_: object) -> None:
         self._open.close()
         if self._kinds:
-            self.message(f"the run stopped {len(self._kinds)} steps before its profile was whole; none was written")
+            self.message("the run stopped before its profile was whole; none was written")
 
     @contextmanager
     def step(self) -> Iterator[None]:
