@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from moonlet.train.ranges import PARTS, REST
+from moonlet.train.ranges import NEWTON_SCHULZ, PARTS, REST
 from moonlet.train.trace import IDLE, PartTime, StepTimes
 
 OPERATORS = 15
@@ -121,10 +121,12 @@ def _by_operator(p: Profile) -> Table:
 
 
 def _products(p: Profile) -> str:
-    work = sum(p.flops.values())
+    orthogonal = p.flops.get(NEWTON_SCHULZ, 0)
+    model = sum(p.flops.values()) - orthogonal
+    more = f", and {_giga(orthogonal)} in Newton-Schulz" if orthogonal else ""
     return (
-        f"{_giga(work)} GFLOP a step, {work / p.plain_seconds / p.rate:.0%} of the {p.rate / 1e9:,.0f} GFLOP/s that "
-        f"large products in {p.dtype} reached here"
+        f"{_giga(model)} GFLOP a step in the model{more}; the model's alone are {model / p.plain_seconds / p.rate:.0%} "
+        f"of the {p.rate / 1e9:,.0f} GFLOP/s that large products in {p.dtype} reached here"
     )
 
 
