@@ -37,6 +37,7 @@ def train(
     """Train a model as a recipe says.
 
     Example: `moonlet train recipes/tinystories.toml data.path=stories.txt train.minutes=3`
+
     Where a step's time goes: `moonlet train recipes/linear-nano.toml --profile`
     """
     from rich.console import Console

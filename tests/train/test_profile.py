@@ -156,9 +156,13 @@ def test_a_forward_that_raises_closes_its_ranges(tiny_model: Callable[..., Any],
         model.loss(*good)
     done.export_chrome_trace(str(tmp_path / "trace.json"))
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
-    spans = [(e["ts"], e["ts"] + e["dur"]) for e in events if e.get("name") == "head and loss"]
-    assert len(spans) == 2
-    assert spans[0][1] <= spans[1][0]
+    losses, lookups = (
+        sorted((e["ts"], e["ts"] + e["dur"]) for e in events if e.get("name") == name)
+        for name in ("head and loss", "embedding")
+    )
+    assert len(losses) == len(lookups) == 2
+    for (begin, end), inner in zip(losses, lookups, strict=True):
+        assert begin <= inner[0] <= inner[1] <= end
 
 
 # What the reader makes of traces written by hand.
@@ -236,6 +240,8 @@ def test_what_outlasts_its_range_on_another_thread_does_not_break_the_sum() -> N
     extra = [event("aten::add", 48, 59, tid=2), node("Odd", 85, 130, 2, Sequence_number=7)]
     [times] = step_times([*written(tid=2), *extra])
     assert sum(x.total for x in times.parts.values()) == pytest.approx(times.seconds)
+    assert times.parts["experts"].backward == pytest.approx((10 + 3 + 15) * 1e-6)
+    assert times.operators["aten::add"].seconds == pytest.approx(2e-6)
 
 
 def test_the_middle_step_is_taken_and_a_trace_without_steps_refused() -> None:
