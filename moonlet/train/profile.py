@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -200,8 +199,7 @@ class Profiler:
             micro_batches=self.trainer.accumulate,
             seq_len=recipe.train.seq_len,
             times=traced[place],
-            plain_seconds=median(self._plain),
-            plain_steps=len(self._plain),
+            plain=tuple(self._plain),
             flops=part_flops(recipe),
             rate=rates.bf16 if dtype == torch.bfloat16 and rates.bf16 else rates.fp32,
             memory=self._memory,

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from moonlet.train.ranges import NEWTON_SCHULZ, PARTS, REST
 from moonlet.train.trace import IDLE, PartTime, StepTimes
 
 OPERATORS = 15
+# Steps that lie so far apart say more about the machine's other work, or the profiler's, than about the model.
+_SWING = 1.5
 _PARTS_NOTE = "Times in ms. GFLOP: matrix products of the model, forward and backward; rate: share of the rate above."
 _OPERATORS_NOTE = "Time in the operator itself, without the operators it calls."
 
@@ -18,10 +21,10 @@ _OPERATORS_NOTE = "Time in the operator itself, without the operators it calls."
 class Profile:
     """A step of one run, in seconds, bytes and floating-point operations; None is unknown.
 
-    step: the one that `times` are of, of so many that were `traced`. plain_seconds: median of steps outside of the
-    profiler. flops: of a step by part, forward and backward. rate: operations a second of large products in the compute
-    dtype, measured. memory: on a CPU what tensors held at most beyond what was there before the step; on a GPU all that
-    was allocated at most.
+    step: the one that `times` are of, of so many that were `traced`. plain: what steps took outside of the profiler.
+    flops: of a step by part, forward and backward. rate: operations a second of large products in the compute dtype,
+    measured. memory: on a CPU what tensors held at most beyond what was there before the step; on a GPU all that was
+    allocated at most.
     """
 
     name: str
@@ -36,13 +39,17 @@ class Profile:
     micro_batches: int
     seq_len: int
     times: StepTimes
-    plain_seconds: float
-    plain_steps: int
+    plain: tuple[float, ...]
     flops: Mapping[str, int]
     rate: float
     memory: int | None
     resident: int | None
     keeps_memory: bool | None
+
+    @property
+    def plain_seconds(self) -> float:
+        """The middle of them."""
+        return median(self.plain)
 
 
 @dataclass(frozen=True)
@@ -64,11 +71,13 @@ def header(p: Profile) -> Iterator[tuple[str, str]]:
     yield (
         "speed",
         f"{tokens / p.plain_seconds:,.0f} tokens a second, {1e3 * p.plain_seconds:,.1f} ms a step "
-        f"(median of {p.plain_steps} without the profiler)",
+        f"(median of {len(p.plain)} without the profiler, {1e3 * min(p.plain):,.1f} to {1e3 * max(p.plain):,.1f})",
     )
     which = f"step {p.step}" + (f", the middle one of {p.traced}" if p.traced > 2 else "")
     slower = t.seconds / p.plain_seconds - 1
     yield "profiled", f"{1e3 * t.seconds:,.1f} ms ({which}; {slower:+.0%} under the profiler), which the tables divide"
+    if max(p.plain) > _SWING * min(p.plain) or slower > _SWING - 1:
+        yield "caution", "these times swing: other processes wanted the cores, or operators are tiny; take them again"
     yield "products", _products(p)
     yield "memory", _memory(p)
 

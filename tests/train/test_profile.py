@@ -31,6 +31,7 @@ from moonlet.train.estimate import muon_flops
 from moonlet.train.loop import Trainer
 from moonlet.train.metrics import read_metrics
 from moonlet.train.profile import KINDS, most_held, part_flops, plan
+from moonlet.train.profile_page import Profile, header
 from moonlet.train.ranges import ADAMW, CLIPPING, MUON, NEWTON_SCHULZ, PARTS, REST, STEP, marked
 from moonlet.train.run import Run
 from moonlet.train.trace import IDLE, StepTimes, middle, read_trace, step_times
@@ -257,6 +258,21 @@ def test_memory_is_the_most_that_was_held_at_once() -> None:
 
     assert most_held([change(3, -100), change(1, 100), change(2, 50), change(4, 90), mark("norms", 0, 1)]) == 150
     assert most_held([]) == 0
+
+
+def test_steps_that_swing_are_cautioned_against() -> None:
+    def cautions(plain: tuple[float, ...], traced: float) -> bool:
+        times = StepTimes(traced, False)
+        page = Profile(
+            name="x", folder=Path("x"), step=17, traced=3, device="cpu", dtype="float32", threads=1, torch="2",
+            sequences=8, micro_batches=1, seq_len=512, times=times, plain=plain, flops={}, rate=1e9, memory=None,
+            resident=None, keeps_memory=None,
+        )  # fmt: skip
+        return "caution" in dict(header(page))
+
+    assert not cautions((0.4, 0.5, 0.44), 0.5)
+    assert cautions((0.4, 0.7, 0.44), 0.5)
+    assert cautions((0.4, 0.5, 0.44), 0.9)
 
 
 # In a run.
