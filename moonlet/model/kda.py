@@ -12,7 +12,7 @@ inputs of the convolutions, whatever the text's length.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -93,12 +93,12 @@ class KDA(nn.Module):
         B, T, _ = x.shape
         state, before = (None, None) if cache is None else cache.read(start)
         inputs = [self.q_proj(x), self.k_proj(x), self.v_proj(x)]  # (B, T, HK) each
-        q, k, v = self._convolved(inputs, before, documents)
+        known = (None, None, None) if before is None else before.chunk(3, -1)
+        q, k, v = self._convolved(inputs, known, documents)
         g = self._log_decay(x)
         beta = self.b_proj(x).to(g.dtype).sigmoid()  # (B, T, H)
         o, state = delta_rule(q, k, v, g, beta, state=state, documents=documents)
         if cache is not None:
-            known = (None, None, None) if before is None else before.chunk(3, -1)
             count = self.taps - 1
             last = [last_inputs(new, old, count) for new, old in zip(inputs, known, strict=True)]
             cache.put_aside(state, torch.cat(last, -1))
@@ -107,10 +107,9 @@ class KDA(nn.Module):
         return mixed
 
     def _convolved(
-        self, inputs: list[Tensor], before: Tensor | None, documents: Tensor | None
+        self, inputs: list[Tensor], known: Sequence[Tensor | None], documents: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and keys of length one, and values: [B, T, H, K] each."""
-        known = (None, None, None) if before is None else before.chunk(3, -1)
+        """Queries and keys of length one, and values: [B, T, H, K] each; `known`: the inputs before each."""
         filters = (self.q_conv1d, self.k_conv1d, self.v_conv1d)
         widths = (self.K, self.K, None)  # values keep their length
         q, k, v = (

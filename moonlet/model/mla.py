@@ -44,7 +44,7 @@ class MLA(nn.Module):
         self.K, self.P, self.V = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
         self.R = config.kv_lora_rank
         self.turns = not config.mla_use_nope
-        self.scale = config.softmax_scale if self.turns else config.qk_head_dim**-0.5
+        self.scale = config.softmax_scale
         D, H = config.hidden_size, self.heads
         if config.q_lora_rank is None:
             self.q_proj = Linear(D, H * (self.K + self.P))

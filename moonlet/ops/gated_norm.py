@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from moonlet.ops.dispatch import implementation, register
-from moonlet.ops.tiles import pieces
+from moonlet.ops.tiles import arithmetic, pieces
 
 
 def gated_norm(o: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -35,7 +35,7 @@ def gated_norm(o: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
 @register("gated_norm", "reference")
 def reference(o: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
     """The law."""
-    h = o.to(_arithmetic(o))
+    h = o.to(arithmetic(o.dtype))
     normed = h * (h.square().mean(-1, keepdim=True) + eps).rsqrt()
     return (normed * weight.to(h.dtype) * gate.to(h.dtype).sigmoid()).to(o.dtype)
 
@@ -52,7 +52,7 @@ class _GatedNorm(torch.autograd.Function):
     def forward(ctx, o, gate, weight, eps):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(o, gate, weight)
         ctx.eps = eps
-        wide, K = _arithmetic(o), o.shape[-1]
+        wide, K = arithmetic(o.dtype), o.shape[-1]
         y = torch.empty(o.shape, dtype=o.dtype, device=o.device)
         rows, gates, out, w = o.reshape(-1, K), gate.reshape(-1, K), y.view(-1, K), weight.to(wide)
         for piece in pieces(len(rows), K, o.device):
@@ -64,7 +64,7 @@ class _GatedNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, d_y):  # type: ignore[no-untyped-def]
         o, gate, weight = ctx.saved_tensors
-        wide, K = _arithmetic(o), o.shape[-1]
+        wide, K = arithmetic(o.dtype), o.shape[-1]
         d_o, d_gate = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (o, gate))
         rows, gates, d_rows = o.reshape(-1, K), gate.reshape(-1, K), d_y.reshape(-1, K)
         out, out_gate, w = d_o.view(-1, K), d_gate.view(-1, K), weight.to(wide)
@@ -86,7 +86,3 @@ def _inverse_size(h: Tensor, eps: float) -> Tensor:
     """1 / sqrt(mean h^2 + eps), [..., 1]"""
     length: Tensor = torch.linalg.vector_norm(h, 2, -1, True)
     return length.square_().div_(h.shape[-1]).add_(eps).rsqrt_()
-
-
-def _arithmetic(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from moonlet.ops.dispatch import implementation, register
-from moonlet.ops.tiles import tile_elements
+from moonlet.ops.tiles import arithmetic, tile_elements
 
 L2_EPS = 1e-6  # under the root, as in the published kernels; not a floor as in F.normalize
 _FEWEST = 32  # tokens a tile, so that computing the W - 1 behind it once more costs little
@@ -79,7 +79,7 @@ def reference(
             done = [reference(p, weight, head_dim, None if i else known, None) for i, p in enumerate(parts)]
             rows.append(torch.cat(done, 1))
         return torch.cat(rows)
-    wide, W = _arithmetic(x.dtype), weight.shape[2]
+    wide, W = arithmetic(x.dtype), weight.shape[2]
     inputs = torch.cat((x.new_zeros(x.shape[0], W - 1, x.shape[2]) if before is None else before, x), 1)
     y = F.silu(F.conv1d(inputs.to(wide).transpose(1, 2), weight.to(wide), groups=x.shape[2]).transpose(1, 2))
     if head_dim is not None:
@@ -225,11 +225,7 @@ def _inverse_length(heads: Tensor) -> Tensor:
 
 def _taps(weight: Tensor, x: Tensor) -> Tensor:
     """[W, C] in the dtype of the arithmetic."""
-    return weight[:, 0].to(_arithmetic(x.dtype)).t().contiguous()
-
-
-def _arithmetic(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
+    return weight[:, 0].to(arithmetic(x.dtype)).t().contiguous()
 
 
 def _tiles(x: Tensor) -> Iterator[tuple[slice, int, int]]:

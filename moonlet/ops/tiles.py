@@ -1,4 +1,4 @@
-"""How much an elementwise chain should take on at a time.
+"""How much an elementwise chain should take on at a time, and what it computes in.
 
 A chain of ten elementwise operations over a large tensor reads and writes memory ten times. Taken in pieces that stay
 in a core's cache it does so once, at the price of calling each operation once a piece. A GPU has no such cache and
@@ -28,3 +28,8 @@ def pieces(rows: int, width: int, device: torch.device) -> Iterator[slice]:
     step = max(1, tile_elements(device) // width)
     for begin in range(0, rows, step):
         yield slice(begin, min(begin + step, rows))
+
+
+def arithmetic(dtype: torch.dtype) -> torch.dtype:
+    """What such a chain over numbers of `dtype` computes in: fp32, or fp64 where they are."""
+    return torch.promote_types(dtype, torch.float32)
