@@ -84,10 +84,10 @@ def build(source: Path, folder: Path | None = None) -> Path:
     compiler, version = _compiler(), compiler_name()
     if compiler is None or not version:
         raise _Failure("no C++ compiler: install g++ or clang, and the next start builds the kernels")
-    problem = ""
+    problem, headers = "", sorted(source.parent.glob("*.h"))
     for flags in _TRIES:
         command = [compiler, *_FLAGS, *flags]
-        facts = [source.read_text(encoding="utf-8"), *command, version, _processor()]
+        facts = [*(file.read_text(encoding="utf-8") for file in (source, *headers)), *command, version, _processor()]
         key = hashlib.sha256("\0".join(facts).encode()).hexdigest()[:16]
         target = (folder or _cache()) / f"{source.stem}-{key}.so"
         if target.is_file():

@@ -1,0 +1,46 @@
+"""Calling the kernels on tensors: when one may, and how tensors become arguments."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from moonlet.ops.native.build import library
+
+DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16"}
+# Subclasses (sharded, fake or traced tensors) have no memory that a pointer could lead to.
+_PLAIN = (Tensor, nn.Parameter)
+
+
+def native_fits(name: str, *tensors: Tensor) -> bool:
+    """Whether the kernels of `NAME.cpp` can take these tensors: on a CPU, fp32 or bf16, and not while compiling."""
+    if torch.compiler.is_compiling():
+        return False
+    for x in tensors:
+        if type(x) not in _PLAIN or x.device.type != "cpu" or x.dtype not in DTYPES or x.is_neg():
+            return False
+    return library(name) is not None and not torch._C._functorch.peek_interpreter_stack()
+
+
+@cache
+def kernel(name: str, function: str) -> Callable[..., None]:
+    """The function `function` of `NAME.cpp`. Whole numbers go as int64 (pointers too), others as float."""
+    loaded = library(name)
+    assert loaded is not None, "asked for only where native_fits"
+    found = getattr(loaded, function)
+    found.restype = None
+
+    def call(*arguments: int | float) -> None:
+        found(*[ctypes.c_float(a) if isinstance(a, float) else ctypes.c_int64(a) for a in arguments])
+
+    return call
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """[..., width] -> [rows, width] whose last axis is dense; a view wherever strides allow one."""
+    rows = x.reshape(-1, x.shape[-1])
+    return rows if x.shape[-1] < 2 or rows.stride(-1) == 1 else rows.contiguous()

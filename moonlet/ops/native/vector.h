@@ -1,0 +1,101 @@
+// Sixteen floats at a time, from fp32 or bf16 memory, and the exponential.
+//
+// GCC's and Clang's vector extensions: the compiler lowers them to whatever registers the processor has. Row tails are
+// handled by loads and stores of n < 16 elements; what is not loaded is zero.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+typedef float f16 __attribute__((vector_size(64)));
+typedef int32_t i16 __attribute__((vector_size(64)));
+typedef uint32_t u16 __attribute__((vector_size(64)));
+typedef uint16_t h16 __attribute__((vector_size(32)));
+
+struct bf16 {
+  uint16_t bits;
+};
+
+static inline f16 splat(float x) { return f16{} + x; }
+
+static inline f16 load(const float* p) {
+  f16 v;
+  memcpy(&v, p, 64);
+  return v;
+}
+static inline f16 load(const bf16* p) {
+  h16 h;
+  memcpy(&h, p, 32);
+  return (f16)(__builtin_convertvector(h, u16) << 16);
+}
+static inline void store(float* p, f16 v) { memcpy(p, &v, 64); }
+
+// To nearest, ties to even; a NaN stays one.
+static inline h16 rounded(f16 v) {
+  u16 bits = (u16)v;
+  u16 up = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  u16 quiet = (bits >> 16) | 0x40;
+  u16 nan = (u16)((bits & 0x7fffffff) > 0x7f800000);
+  return __builtin_convertvector((up & ~nan) | (quiet & nan), h16);
+}
+static inline void store(bf16* p, f16 v) {
+  h16 h = rounded(v);
+  memcpy(p, &h, 32);
+}
+
+static inline f16 load(const float* p, int n) {
+  f16 v = {};
+  memcpy(&v, p, 4 * (size_t)n);
+  return v;
+}
+static inline f16 load(const bf16* p, int n) {
+  h16 h = {};
+  memcpy(&h, p, 2 * (size_t)n);
+  return (f16)(__builtin_convertvector(h, u16) << 16);
+}
+static inline void store(float* p, f16 v, int n) { memcpy(p, &v, 4 * (size_t)n); }
+static inline void store(bf16* p, f16 v, int n) {
+  h16 h = rounded(v);
+  memcpy(p, &h, 2 * (size_t)n);
+}
+
+// What a vector would be after a trip through memory of this type.
+static inline f16 through(f16 v, const float*) { return v; }
+static inline f16 through(f16 v, const bf16*) { return (f16)(__builtin_convertvector(rounded(v), u16) << 16); }
+
+static inline float total(f16 v) {
+  float s = 0;
+  for (int i = 8; i; i /= 2)
+    for (int j = 0; j < i; j++) v[j] += v[j + i];
+  return s + v[0];
+}
+
+static inline f16 either(i16 mask, f16 yes, f16 no) { return (f16)((mask & (i16)yes) | (~mask & (i16)no)); }
+
+// e^x to about 1e-7 of itself: e^x = 2^n 2^r, n the nearest whole number to x log2(e), |r| <= 1/2. Zero below -87,
+// infinite above 88; a NaN stays one. Rounding to n goes through the bits of 1.5 2^23 + y, which no compiler that
+// reorders sums can undo.
+static inline f16 exponential(f16 x) {
+  const f16 magic = splat(12582912.0f);
+  const f16 low = splat(-87.3f), high = splat(88.7f);
+  f16 c = either(x < low, low, either(x > high, high, x));
+  f16 y = c * 1.44269504f;
+  i16 n = (i16)(y + magic) - (i16)magic;
+  f16 whole = __builtin_convertvector(n, f16);
+  f16 r = c - whole * 0.693359375f;  // ln 2 in two parts: the first has few bits, so its products are exact
+  r = r + whole * 2.12194440e-4f;
+  f16 p = splat(1.0f / 720);
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  // 2^n in two factors: n = 128 alone has no exponent.
+  i16 half = n >> 1;
+  f16 scaled = p * (f16)((half + 127) << 23) * (f16)((n - half + 127) << 23);
+  scaled = either(x < low, f16{}, scaled);
+  return either(x > high, splat(INFINITY), scaled);
+}
