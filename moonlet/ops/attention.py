@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moonlet.ops import flash
+from moonlet.ops import attention_native, flash
 from moonlet.ops.dispatch import implementation, register
 
 
@@ -35,10 +35,10 @@ def attention(
     Returns:
         [B, H, T, V], q's dtype. The softmax is taken in fp32.
     """
-    return implementation("attention", choose(q, k, v, start))(q, k, v, scale, start, documents)  # type: ignore[no-any-return]
+    return implementation("attention", choose(q, k, v, start, documents))(q, k, v, scale, start, documents)  # type: ignore[no-any-return]
 
 
-def choose(q: Tensor, k: Tensor, v: Tensor, start: int | Tensor) -> str:
+def choose(q: Tensor, k: Tensor, v: Tensor, start: int | Tensor, documents: Tensor | None = None) -> str:
     if k.shape[1] == 1 < q.shape[1] and q.shape[-1] != v.shape[-1]:
         return "grouped"  # MLA over its latents, wider than any fused kernel takes
     if q.is_cuda:
@@ -46,6 +46,8 @@ def choose(q: Tensor, k: Tensor, v: Tensor, start: int | Tensor) -> str:
     one_width = q.shape[-1] == v.shape[-1]
     if one_width and q.shape[2] == 1:
         return "grouped"
+    if q.shape[2] > 1 and attention_native.fits(q, k, v, start, documents):
+        return "native"
     # On a CPU, SDPA leaves its fast path when widths differ, and the padding it then needs costs more than the [T, S]
     # matrix does while that is small; and it has no fast path for bf16. Found by timing both, forward and backward,
     # with the allocator kept warm.
@@ -130,6 +132,9 @@ def grouped(
     if _may_hide_keys(start, q, k):
         v = torch.where(mask.any(-2)[..., None], v, 0.0)
     return torch.bmm(logits.softmax(-1).to(q.dtype), v.reshape(B * G, S, V)).view(B, H, T, V)
+
+
+register("attention", "native")(attention_native.native)
 
 
 @register("attention", "products")

@@ -28,14 +28,17 @@ def native_fits(name: str, *tensors: Tensor) -> bool:
 
 @cache
 def kernel(name: str, function: str) -> Callable[..., None]:
-    """The function `function` of `NAME.cpp`. Whole numbers go as int64 (pointers too), others as float."""
+    """The function `function` of `NAME.cpp`. Whole numbers go as int64 (pointers too), fractions as float,
+    bytes as a pointer to them."""
     loaded = library(name)
     assert loaded is not None, "asked for only where native_fits"
     found = getattr(loaded, function)
     found.restype = None
 
-    def call(*arguments: int | float) -> None:
-        found(*[ctypes.c_float(a) if isinstance(a, float) else ctypes.c_int64(a) for a in arguments])
+    def call(*arguments: int | float | bytes) -> None:
+        found(
+            *[ctypes.c_int64(a) if type(a) is int else ctypes.c_float(a) if type(a) is float else a for a in arguments]
+        )
 
     return call
 
