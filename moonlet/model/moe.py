@@ -23,9 +23,9 @@ class Experts(nn.Module):
         self.gate_up_proj = nn.Parameter(torch.empty(E, 2 * I, D))
         self.down_proj = nn.Parameter(torch.empty(E, D, I))
 
-    def forward(self, x: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-        """x [N, D], index int64 [N, A], weight fp32 [N, A] -> [N, D]"""
-        return experts(x, self.gate_up_proj, self.down_proj, index, weight)
+    def forward(self, x: Tensor, index: Tensor, weight: Tensor, plus: Tensor | None = None) -> Tensor:
+        """x [N, D], index int64 [N, A], weight fp32 [N, A], plus [N, D] to be added or None -> [N, D]"""
+        return experts(x, self.gate_up_proj, self.down_proj, index, weight, plus)
 
     def extra_repr(self) -> str:
         E, D, I = self.down_proj.shape
@@ -47,7 +47,6 @@ class MoE(nn.Module):
         """[B, T, D] -> [B, T, D]"""
         flat = x.flatten(0, 1)  # (N, D)
         index, weight = self.gate(flat, len(x))
-        y: Tensor = self.experts(flat, index, weight)
-        if self.has_shared:
-            y = y + self.shared_experts(flat)
+        shared = self.shared_experts(flat) if self.has_shared else None
+        y: Tensor = self.experts(flat, index, weight, shared)
         return y.view_as(x)

@@ -3,7 +3,8 @@
 `reference` is that sum, expert by expert. `sorted` lays the tokens out by expert once, each expert's rows padded to a
 multiple of a fixed count: a CPU's matrix library builds a kernel for every row count it has not met, at ten times the
 cost of the product itself. It has a backward of its own, which gathers where autograd would add into duplicates.
-`few` suits the handful of tokens of a decode step.
+`native` does so on a CPU with compiled passes between the products, `grouped` on a GPU with one product for all
+experts, and `few` suits the handful of tokens of a decode step.
 
 N tokens, A experts a token, E experts, D hidden size, I expert width, M padded rows.
 """
@@ -14,10 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moonlet.ops import experts_grouped, experts_native
 from moonlet.ops.dispatch import implementation, register
+from moonlet.ops.experts_native import rows_to
 
 
-def experts(x: Tensor, gate_up: Tensor, down: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+def experts(
+    x: Tensor, gate_up: Tensor, down: Tensor, index: Tensor, weight: Tensor, plus: Tensor | None = None
+) -> Tensor:
     """Mix each token's experts.
 
     Args:
@@ -26,45 +31,53 @@ def experts(x: Tensor, gate_up: Tensor, down: Tensor, index: Tensor, weight: Ten
         down: [E, D, I].
         index: int64 [N, A], each in 0..E-1.
         weight: fp32 [N, A].
+        plus: [N, D] in x's dtype, added to the result: what the shared experts made of x.
 
     Returns:
         [N, D] in x's dtype.
     """
-    return implementation("experts", choose(x, gate_up, index))(  # type: ignore[no-any-return]
-        x, gate_up.to(x.dtype), down.to(x.dtype), index, weight
-    )
+    return implementation("experts", choose(x, gate_up, index))(x, gate_up, down, index, weight, plus)  # type: ignore[no-any-return]
 
 
 def choose(x: Tensor, gate_up: Tensor, index: Tensor) -> str:
     if index.numel() <= 128 and not (torch.is_grad_enabled() and (x.requires_grad or gate_up.requires_grad)):
         return "few"
-    return "sorted"
+    if experts_native.available(x):
+        return "native"
+    return "grouped" if experts_grouped.suits(x, gate_up) else "sorted"
 
 
 @register("experts", "reference")
-def reference(x: Tensor, gate_up: Tensor, down: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+def reference(
+    x: Tensor, gate_up: Tensor, down: Tensor, index: Tensor, weight: Tensor, plus: Tensor | None = None
+) -> Tensor:
     """The law: one expert after the other, summed in fp32."""
+    gate_up, down = gate_up.to(x.dtype), down.to(x.dtype)
     y = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     for e in range(gate_up.shape[0]):
         token, slot = torch.where(index == e)
         gate, up = F.linear(x[token], gate_up[e]).chunk(2, -1)
         out = F.linear(F.silu(gate) * up, down[e])
         y = y.index_add(0, token, out.float() * weight[token, slot, None])
-    return y.to(x.dtype)
+    return (y if plus is None else y + plus).to(x.dtype)
 
 
 @register("experts", "few")
-def few(x: Tensor, gate_up: Tensor, down: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+def few(
+    x: Tensor, gate_up: Tensor, down: Tensor, index: Tensor, weight: Tensor, plus: Tensor | None = None
+) -> Tensor:
     """Each expert that was chosen reads its tokens once, without layout work; no gradient."""
+    gate_up, down = gate_up.to(x.dtype), down.to(x.dtype)
     if x.shape[0] == 1:
-        return _one(x, gate_up, down, index[0].tolist(), weight[0].tolist())
+        y = _one(x, gate_up, down, index[0].tolist(), weight[0].tolist())
+        return y if plus is None else y.add_(plus)
     tokens: dict[int, list[int]] = {}
     places: dict[int, list[int]] = {}
     for place, e in enumerate(index.flatten().tolist()):
         tokens.setdefault(e, []).append(place // index.shape[1])
         places.setdefault(e, []).append(place)
-    w = weight.to(x.dtype).view(-1, 1)
-    y = torch.zeros_like(x)
+    w = weight.to(x.dtype).reshape(-1, 1)
+    y = torch.zeros_like(x) if plus is None else plus.clone()
     for e in sorted(tokens):
         token, place = torch.tensor((tokens[e], places[e]), device=x.device)
         h = _swiglu(x.index_select(0, token), gate_up[e], down[e])  # (n, D)
@@ -88,9 +101,17 @@ def _swiglu(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
 
 
 @register("experts", "sorted")
-def sorted_experts(x: Tensor, gate_up: Tensor, down: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+def sorted_experts(
+    x: Tensor, gate_up: Tensor, down: Tensor, index: Tensor, weight: Tensor, plus: Tensor | None = None
+) -> Tensor:
     """Tokens sorted by expert once, padded segments, own backward."""
-    return _Sorted.apply(x, gate_up, down, index, weight)  # type: ignore[no-any-return,no-untyped-call]
+    gate_up, down = gate_up.to(x.dtype), down.to(x.dtype)
+    y: Tensor = _Sorted.apply(x, gate_up, down, index, weight)  # type: ignore[no-untyped-call]
+    return y if plus is None else y + plus
+
+
+register("experts", "native")(experts_native.native_experts)
+register("experts", "grouped")(experts_grouped.grouped_experts)
 
 
 class _Layout:
@@ -99,7 +120,7 @@ class _Layout:
     def __init__(self, index: Tensor, n_experts: int) -> None:
         flat = index.reshape(-1)  # (N*A)
         copies = flat.numel()
-        pad = 128 if copies >= 128 * n_experts else 16
+        pad = rows_to(copies, n_experts)
         order = torch.argsort(flat, stable=True)
         count = torch.bincount(flat, minlength=n_experts)  # (E)
         padded = (count + pad - 1) // pad * pad

@@ -13,7 +13,7 @@ from moonlet.ops.experts import experts, reference
 WITHOUT_GRADIENT = {"few"}
 OTHERS = sorted(set(names("experts")) - {"reference"})
 WITH_GRADIENT = sorted(set(OTHERS) - WITHOUT_GRADIENT)
-D, I, E = 24, 14, 8
+D, I, E = 24, 16, 8
 
 
 def draw(N: int, A: int = 3, seed: int = 0, spread: str = "random") -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
