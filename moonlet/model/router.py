@@ -1,11 +1,6 @@
-"""Choosing experts (DeepSeek-V3, arXiv 2412.19437 section 2.1.2; Kimi-K2).
+"""The router of a mixture of experts; how it chooses is in `moonlet.ops.route`.
 
-    s = sigmoid(W x)                       scores, fp32; or softmax(W x) over all experts
-    chosen = top-A of s + b                b: e_score_correction_bias, moved by the balance step, never by a gradient
-    w = s[chosen] / sum s[chosen] * scale  the bias chooses; it never weighs
-
-With groups, only the `topk_group` groups with the largest sum of their two best s + b are searched. Of equal experts,
-and of equal groups, the one with the lower index wins, on every device and in every run. Softmax scores are those of
+Its bias, `e_score_correction_bias`, is moved by the balance step, never by a gradient. Softmax scores are those of
 Kimi-Linear's published gate (moe_router_activation_func) and of DeepSeek-V2, whose bias is zero.
 
 Asked to, a router in training also says how unevenly each sequence uses its experts (eq. 17 to 20, without alpha):
@@ -22,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moonlet.config import ModelConfig
+from moonlet.ops.route import Rule, choose, pick, route, scores
 
 
 class Router(nn.Module):
@@ -36,10 +32,15 @@ class Router(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         E = config.n_routed_experts
-        self.active = config.num_experts_per_tok
-        self.groups, self.top_groups = config.n_group, config.topk_group
-        self.softmax = config.scoring_func == "softmax"
-        self.normalise, self.scale = config.norm_topk_prob, config.routed_scaling_factor
+        self.rule = Rule(
+            active=config.num_experts_per_tok,
+            groups=config.n_group,
+            top_groups=config.topk_group,
+            softmax=config.scoring_func == "softmax",
+            normalise=config.norm_topk_prob,
+            scale=config.routed_scaling_factor,
+        )
+        self.normalise, self.scale = self.rule.normalise, self.rule.scale
         self.weight = nn.Parameter(torch.empty(E, config.hidden_size))
         self.register_buffer("e_score_correction_bias", torch.zeros(E, dtype=torch.float32))
         # Counted in training only, so that evaluation never moves the balance; the optimizer reads and clears it.
@@ -54,42 +55,27 @@ class Router(nn.Module):
         Returns:
             Expert index int64 [N, A], best first, and weight fp32 [N, A].
         """
-        scores = self._scores_of(x)
-        index, weight = self._pick(scores)
         # Without gradients nothing is learnt from what is read: a validation or a rollout, whatever the mode.
-        if self.training and torch.is_grad_enabled():
-            self.load += torch.bincount(index.flatten(), minlength=self.load.shape[0])
-            if self.keeps_imbalance:
-                self.imbalance = sequence_imbalance(scores, index, rows)
+        counted = self.training and torch.is_grad_enabled()
+        load = self.load if counted else None
+        if not (counted and self.keeps_imbalance):
+            return route(x, self.weight, self.e_score_correction_bias, self.rule, load)
+        s = self.scores(F.linear(x.float(), self.weight.float()))  # (N, E)
+        index, weight = pick(s, self.e_score_correction_bias, self.rule, load)
+        self.imbalance = sequence_imbalance(s, index, rows)
         return index, weight
 
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """`forward` without the count."""
-        return self._pick(self._scores_of(x))
-
-    def _scores_of(self, x: Tensor) -> Tensor:
-        return self.scores(F.linear(x.float(), self.weight.float()))  # (N, E)
-
-    def _pick(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        index = self.choose(scores.detach())
-        weight = scores.gather(1, index)  # (N, A)
-        if self.normalise:
-            weight = weight / (weight.sum(-1, keepdim=True) + 1e-20)
-        return index, weight * self.scale
+        return route(x, self.weight, self.e_score_correction_bias, self.rule)
 
     def scores(self, logits: Tensor) -> Tensor:
         """How much each expert suits each token, from logits fp32 [N, E]: values in 0..1 of the same shape."""
-        return logits.softmax(-1) if self.softmax else logits.sigmoid()
+        return scores(logits, self.rule)
 
     def choose(self, scores: Tensor) -> Tensor:
         """Index of the A experts with the largest biased score, int64 [N, A]."""
-        choice = scores + self.e_score_correction_bias
-        if self.groups > 1:
-            grouped = choice.unflatten(1, (self.groups, -1))  # (N, groups, E/groups)
-            best = _largest(grouped.topk(2, -1).values.sum(-1), self.top_groups)  # (N, top_groups)
-            open_ = torch.zeros(grouped.shape[:2], dtype=torch.bool, device=choice.device).scatter_(1, best, True)
-            choice = grouped.masked_fill(~open_[..., None], float("-inf")).flatten(1)
-        return _largest(choice, self.active)
+        return choose(scores, self.e_score_correction_bias, self.rule)
 
 
 def sequence_imbalance(scores: Tensor, index: Tensor, rows: int) -> Tensor:
@@ -109,13 +95,3 @@ def sequence_imbalance(scores: Tensor, index: Tensor, rows: int) -> Tensor:
     count = torch.zeros_like(P).scatter_add_(1, chosen, torch.ones_like(chosen, dtype=P.dtype))  # (rows, E)
     return (count * P).sum(-1).mean() * (E / (A * T))
 
-
-def _largest(values: Tensor, n: int) -> Tensor:
-    """Index of the n largest of each row, best first; of equal ones the lower index. [N, E] -> int64 [N, n]"""
-    # topk leaves open which of equal values it takes, and takes others on other devices; a stable sort does not, but
-    # takes longer (five times, of 384 experts on a CPU). Equal values are rare; a GPU would have to wait to be asked.
-    if not values.is_cuda:
-        best, index = values.topk(min(n + 1, values.shape[1]), -1)
-        if not (best[:, 1:] == best[:, :-1]).any():
-            return index[:, :n].contiguous()
-    return values.sort(dim=-1, descending=True, stable=True).indices[:, :n].contiguous()
