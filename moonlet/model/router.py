@@ -94,4 +94,3 @@ def sequence_imbalance(scores: Tensor, index: Tensor, rows: int) -> Tensor:
     # Sums of ones are exact in any order.
     count = torch.zeros_like(P).scatter_add_(1, chosen, torch.ones_like(chosen, dtype=P.dtype))  # (rows, E)
     return (count * P).sum(-1).mean() * (E / (A * T))
-

@@ -63,9 +63,7 @@ def reference(
 
 
 @register("experts", "few")
-def few(
-    x: Tensor, gate_up: Tensor, down: Tensor, index: Tensor, weight: Tensor, plus: Tensor | None = None
-) -> Tensor:
+def few(x: Tensor, gate_up: Tensor, down: Tensor, index: Tensor, weight: Tensor, plus: Tensor | None = None) -> Tensor:
     """Each expert that was chosen reads its tokens once, without layout work; no gradient."""
     gate_up, down = gate_up.to(x.dtype), down.to(x.dtype)
     if x.shape[0] == 1:

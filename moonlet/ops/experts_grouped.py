@@ -1,7 +1,8 @@
 """Routed experts with one product for all of them: torch's grouped matrix product, of rows in order of experts.
 
-Where experts' rows begin and end stays on the device: no step waits for it. Made for GPUs, whose kernels take any number
-of rows; a CPU works through the experts one by one inside, and builds a kernel for every row count it has not met.
+Where experts' rows begin and end stays on the device: no step waits for it. Made for GPUs, whose kernels take any
+number of rows; a CPU works through the experts one by one inside, and builds a kernel for every row count it has not
+met.
 
 M = N A rows, others as in `moonlet.ops.experts`.
 """

@@ -5,9 +5,9 @@ With n the token of row r, w_r its weight for the row's expert, and h = [gate | 
     xs_r = x_n          h = xs gate_up_e^T       a_r = w_r silu(gate_r) up_r       y_n = plus_n + sum_r down_e a_r
     dys_r = dy_n        da = dys down_e          dw_r = <da_r, a_r / w_r>          dx_n = sum_r dh_r gate_up_e
 
-The weight is multiplied into a, so that neither y nor dys is weighed row by row. Only xs and h are kept for the backward,
-which makes a again on its way past h. A gradient in another dtype than the product's, that of fp32 master weights, is
-cast expert by expert while the product still lies in the processor's cache.
+The weight is multiplied into a, so that neither y nor dys is weighed row by row. Only xs and h are kept for the
+backward, which makes a again on its way past h. A gradient in another dtype than the product's, that of fp32 master
+weights, is cast expert by expert while the product still lies in the processor's cache.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class _Native(torch.autograd.Function):
         x, index, weight = x.contiguous(), index.contiguous(), weight.float().contiguous()
         gate_up_c, down_c = gate_up.to(x.dtype), down.to(x.dtype)
         plus = None if plus is None else plus.contiguous()
-        (N, A), (E, D, I) = index.shape, down.shape
+        E, D, I = down.shape
         layout = _Layout(index, E)
         xs, h = layout.buffer(x, D), layout.buffer(x, 2 * I)
         a, ys = layout.buffer(x, I), layout.buffer(x, D)

@@ -112,9 +112,7 @@ class _Native(torch.autograd.Function):
         s = torch.empty(N, E, dtype=torch.float32)
         index = torch.empty(N, rule.active, dtype=torch.int64)
         weight = torch.empty(N, rule.active, dtype=torch.float32)
-        sizes = map(
-            ctypes.c_int64, (N, D, E, rule.active, rule.groups, rule.top_groups, rule.softmax, rule.normalise)
-        )
+        sizes = map(ctypes.c_int64, (N, D, E, rule.active, rule.groups, rule.top_groups, rule.softmax, rule.normalise))
         counts = None if load is None else _at(load)
         _passes()[f"route_{_NAMES[x.dtype]}"](
             _at(x), _at(w), _at(b), _at(s), _at(index), _at(weight), counts, *sizes, ctypes.c_float(rule.scale)

@@ -22,6 +22,7 @@ from moonlet.config import ModelConfig
 from moonlet.model.count import part_of
 from moonlet.ops import attention
 from moonlet.ops.delta_chunked import segment_tokens
+from moonlet.ops.experts_native import available, rows_to
 from moonlet.ops.newton_schulz import chunk
 from moonlet.optim.blocks import matrix_counts
 from moonlet.optim.groups import group_of
@@ -99,7 +100,7 @@ def activations(
     for layer in range(config.num_hidden_layers):
         total += (kda if config.is_kda(layer) else attention) + 2 * _norm_bytes(D, s)
         if config.is_moe(layer):
-            total += _expert_bytes(config, batch * seq_len, s)
+            total += _expert_bytes(config, batch * seq_len, dtype, device)
         else:
             total += 4 * config.intermediate_size * s  # gate, silu, up and their product
     total += _norm_bytes(D, s) + D * s  # the final norm, and the loss's gradient of its result
@@ -153,15 +154,16 @@ def _is_fused(config: ModelConfig, seq_len: int, dtype: torch.dtype, device: tor
     return attention.choose(q, q, v, 0) == "sdpa"
 
 
-def _expert_bytes(config: ModelConfig, tokens: int, s: int) -> float:
+def _expert_bytes(config: ModelConfig, tokens: int, dtype: torch.dtype, device: torch.device) -> float:
     """Of one token in one layer: the sorted copies with their padding, the router and the shared experts."""
     D, I, E, A = config.hidden_size, config.moe_intermediate_size, config.n_routed_experts, config.num_experts_per_tok
-    copies = tokens * A
-    # ops/experts.py: every expert's rows up to a multiple of 128, or of 16 where there are few.
-    pad = 128 if copies >= 128 * E else 16
-    rows = (copies + E * pad / 2) / tokens
-    router = 4 * E + (4 * D if s < 4 else 0) + 16 * A
-    return rows * (D + 3 * I) * s + router + 4 * config.n_shared_experts * I * s
+    s, copies = dtype.itemsize, tokens * A
+    pad = rows_to(copies, E)
+    # ops/experts_native.py keeps room for the worst spread and only what the products read; the others keep more.
+    native = available(torch.empty(0, dtype=dtype, device=device.type if device.type == "cpu" else "meta"))
+    rows = (copies + min(E, copies) * (pad - 1) if native else copies + E * pad / 2) / tokens
+    router = 4 * E + (0 if native else 4 * D if s < 4 else 0) + 16 * A
+    return rows * (D + (2 if native else 3) * I) * s + router + 4 * config.n_shared_experts * I * s
 
 
 def _loss_workspace(config: ModelConfig, tokens: int) -> int:

@@ -62,9 +62,7 @@ def test_of_equal_experts_and_groups_the_lower_index_wins(name: str) -> None:
 def test_rows_of_a_larger_tensor_and_bf16(name: str) -> None:
     wide, matrix, bias = draw(2 * 33)
     x = wide[::2]
-    assert torch.equal(
-        *(implementation("route", name)(rows, matrix, bias, Rule(3))[1] for rows in (x, x.contiguous()))
-    )
+    assert torch.equal(*(implementation("route", name)(rows, matrix, bias, Rule(3))[1] for rows in (x, x.contiguous())))
     half = x.bfloat16().requires_grad_()
     index, weight = implementation("route", name)(half, matrix, bias, Rule(3))
     weight.square().sum().backward()
