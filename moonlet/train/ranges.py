@@ -27,11 +27,12 @@ from moonlet.model.peaks import LogitPeaks
 from moonlet.ops.dispatch import wrapped
 from moonlet.optim.adamw import AdamW
 from moonlet.optim.muon import Muon
-from moonlet.train import step
+from moonlet.train import casts, step
 
 STEP = "train step"
 
 LOADING = "loading the batch"
+CASTS = "casting the weights"
 EMBEDDING = "embedding"
 NORMS = "norms"
 RESIDUAL = "residual stream"
@@ -59,8 +60,8 @@ _ATTENTION = tuple(
 
 # In the order in which a step meets them.
 PARTS = (
-    LOADING, EMBEDDING, NORMS, *_ATTENTION, KDA_PROJECTIONS, KDA_CONVOLUTION, KDA_DELTA, KDA_NORM, KDA_REST, ROUTER,
-    EXPERTS, SHARED, DENSE, RESIDUAL, HEAD, CLIPPING, NEWTON_SCHULZ, MUON, ADAMW, QK_CLIP, BALANCE, REST,
+    LOADING, CASTS, EMBEDDING, NORMS, *_ATTENTION, KDA_PROJECTIONS, KDA_CONVOLUTION, KDA_DELTA, KDA_NORM, KDA_REST,
+    ROUTER, EXPERTS, SHARED, DENSE, RESIDUAL, HEAD, CLIPPING, NEWTON_SCHULZ, MUON, ADAMW, QK_CLIP, BALANCE, REST,
 )  # fmt: skip
 OPTIMIZERS = frozenset({MUON, ADAMW})
 
@@ -87,7 +88,7 @@ def marked(model: CausalLM, batches: type) -> Iterator[None]:
         stages: list[tuple[Any, str, str]] = [
             (batches, "batch", LOADING), (CausalLM, "loss", HEAD), (CausalLM, "hidden", RESIDUAL),
             (LogitPeaks, "see", QK_CLIP), (step, "track_logits", QK_CLIP), (step, "qk_clip", QK_CLIP),
-            (step, "balance_step", BALANCE), (Muon, "step", MUON), (AdamW, "step", ADAMW),
+            (step, "balance_step", BALANCE), (casts, "copies_of", CASTS), (Muon, "step", MUON), (AdamW, "step", ADAMW),
         ]  # fmt: skip
         for owner, name, part in stages:
             stack.enter_context(_around_attribute(owner, name, part))

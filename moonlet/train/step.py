@@ -16,6 +16,7 @@ from moonlet.model.model import CausalLM
 from moonlet.optim.balance import balance_step, clear_loads, sequence_loss
 from moonlet.optim.optimizer import Optimizer
 from moonlet.optim.qk_clip import clear_peaks, qk_clip, track_logits
+from moonlet.train.casts import cast_once
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def train_step(
     track_logits(model, qk_clip_tau, every_logit)
     total = torch.zeros((), device=model.device)
     aux_total: Tensor | None = None
-    with sequence_loss(model, aux_loss_alpha) as take_aux:
+    with cast_once(model), sequence_loss(model, aux_loss_alpha) as take_aux:
         for inputs, targets in batches:
             documents = None if bos_id is None else (inputs == bos_id).cumsum(1)
             loss = model.loss(inputs, targets, documents) / count
