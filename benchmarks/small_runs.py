@@ -49,7 +49,6 @@ from moonlet.train.state import Progress  # noqa: E402
 Changes = Mapping[str, Mapping[str, Any]]
 Watch = Callable[[CausalLM], AbstractContextManager[Callable[[], dict[str, Any]]]]
 """Looks into a model while it trains: yields what is called after each step; its result is kept with the metrics."""
-_TOKENIZER_BYTES = 1_000_000
 
 # A k2-nano of half the width and three layers, the first of them dense: about a tenth of a second a step on one core.
 MODEL: dict[str, Any] = {
@@ -109,7 +108,10 @@ class Taken:
     @property
     def diverged(self) -> bool:
         """Whether it stopped at numbers that are not finite."""
-        return not self.of("eval") or self.of("eval")[-1]["step"] != self.changes["train"]["steps"]
+        if not self.of("eval") or self.of("stopped"):
+            return True
+        steps = self.changes["train"].get("steps", 0)  # none where it had a time budget
+        return bool(steps) and self.of("eval")[-1]["step"] != steps
 
     @property
     def bits(self) -> float:
@@ -143,6 +145,8 @@ class Laboratory:
     """
 
     common: Changes = RECIPE
+    trainer: type[Trainer] = Trainer
+    tokenizer_bytes = 1_000_000  # of training text that the tokenizer is trained on
 
     def __init__(self, folder: Path, file: str, base: Changes) -> None:
         self.folder, self.file = folder, folder / file
@@ -166,6 +170,10 @@ class Laboratory:
         t, stream = recipe.train, self.dataset.tokens("train")
         return Loader(stream, seq_len=t.seq_len, batch_size=t.batch_size, seed=t.seed, align=t.separate_documents)
 
+    def model_of(self, recipe: Recipe, benchmark: Mapping[str, Any]) -> CausalLM:
+        """What a run trains; `benchmark` is that section of its changes."""
+        return build(recipe.model, seed=recipe.train.seed)
+
     def evaluate(self, model: CausalLM, recipe: Recipe) -> dict[str, float]:
         """All of the validation text, each story from its beginning."""
         stream = self.dataset.tokens("valid")
@@ -187,17 +195,17 @@ class Laboratory:
         recipe = self.recipe(changes)
         begin = time.perf_counter()
         with tempfile.TemporaryDirectory(dir=self.folder) as work:
-            metrics = self._train(recipe, Path(work) / "run", watch)
+            metrics = self._train(recipe, whole.get("benchmark", {}), Path(work) / "run", watch)
         return self.keep(whole, metrics, time.perf_counter() - begin, label)
 
-    def _train(self, recipe: Recipe, folder: Path, watch: Watch) -> list[dict[str, Any]]:
+    def _train(self, recipe: Recipe, benchmark: Mapping[str, Any], folder: Path, watch: Watch) -> list[dict[str, Any]]:
         """One run from its first weights to its end, and what it noted."""
         t, lines = recipe.train, []
         run = Run.create(folder, recipe)
-        model = build(recipe.model, seed=t.seed)
+        model = self.model_of(recipe, benchmark)
         model.compute_dtype = getattr(torch, t.dtype)
         loader, tokenizer = self.loader_of(recipe), self.tokenizer_of(recipe)
-        trainer = Trainer(recipe, run, model, build_optimizer(model, recipe.optim), loader, tokenizer)
+        trainer = self.trainer(recipe, run, model, build_optimizer(model, recipe.optim), loader, tokenizer)
         with watch(model) as after_step:
 
             def show(progress: Progress, record: Mapping[str, Any]) -> None:
@@ -212,6 +220,8 @@ class Laboratory:
                 trainer.record_evaluation(self.evaluate(model, recipe))
             except TrainingStopped as stopped:  # a result too, at a high learning rate
                 print(stopped, file=sys.stderr)
+                lines.append({"kind": "stopped", "step": trainer.progress.step, "why": str(stopped)})
+            lines += getattr(trainer, "notes", [])
         kinds = ("train", "eval", "experts", "attention")
         return [line for line in read_metrics(run.metrics_file) if line["kind"] in kinds] + lines
 
@@ -260,11 +270,11 @@ class Laboratory:
     @cached_property
     def _tokenizer_folder(self) -> Path:
         settings, data = self.base["tokenizer"], self.base["data"]
-        source = f"{data['megabytes']:g}" if data["kind"] == "story" else Path(data["path"]).stem
+        source = f"{data['megabytes']:g}" if data["kind"] == "story" else Path(data.get("path") or data["kind"]).stem
         folder = self.folder / f"tokenizer-{settings['vocab_size']}-{source}"
         # Written last of a tokenizer's files.
         if not (folder / "tokenizer_config.json").is_file():
-            left = _TOKENIZER_BYTES
+            left = self.tokenizer_bytes
 
             def within(story: str) -> bool:
                 nonlocal left
