@@ -5,10 +5,10 @@ queries, keys and values, SDPA, SwiGLU, fp32 master weights cast to bf16 where t
 begin small (GPT-2). `equal_active` gives it the width and depth of a mixture of experts and the inner width with which
 a token passes through equally many parameters.
 
-It is trained by moonlet's own step, loop, loader and optimizers, so that in a comparison nothing but the model differs.
-Of a model they need `loss`, `token_losses`, `device`, `compute_dtype`, `config`, and the layers' `self_attn`. Parameters
-are named so that `moonlet.optim.groups` sorts them as it sorts moonlet's; queries, keys and values are stacked, and so
-are gate and up, so that Muon orthogonalises each by itself.
+It is trained by moonlet's own step, loop, loader and optimizers, so that nothing but the model differs. Of a model they
+need `loss`, `token_losses`, `device`, `compute_dtype`, `config`, and the layers' `self_attn`. Parameters are named so
+that `moonlet.optim.groups` sorts them as it sorts moonlet's; queries, keys and values are stacked, and so are gate and
+up, so that Muon orthogonalises each by itself.
 
 B batch, T time, D width, H heads, K head width, I inner width.
 """

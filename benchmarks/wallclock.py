@@ -23,32 +23,17 @@ The clock counts training steps alone, loading and metrics included, evaluation 
 
 Without --data the text is TinyStories from the hub; where that cannot be had, the built-in story world (synthetic).
 
-A file of contenders has a table each; `recipe` is read for its [model], [train], [optim] and [tokenizer], single
-sections change it, `dense` makes it a dense GPT with the active parameters of that model, `sweep` lists values:
-
-    ["moonlet"]
-    recipe = "recipes/speedrun.toml"
-    lrs = [4e-3, 8e-3]
-    ["dense, Muon"]
-    recipe = "recipes/speedrun.toml"
-    dense = { head_width = 64, dropout = 0.0 }        # and every field of DenseConfig
-    optim = { kind = "muon" }
-    lrs = [4e-3, 8e-3]
-    sweep = { "train.batch_size" = [16, 32] }
+`contenders.py` says how a file of contenders is written.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-import math
 import statistics
 import sys
 import time
-import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +41,21 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from dense_gpt import DenseGPT, equal_active
-from muon_vs_adamw import crossing, tune
-from small_runs import ANY_MODEL, Laboratory, Taken, add_options, merged, table
+from contenders import (
+    Changes,
+    Contender,
+    built_in,
+    combined,
+    dense_of,
+    read_contenders,
+    speed_key,
+    tokens_per_step,
+    value_of,
+)
+from muon_vs_adamw import tune
+from small_runs import ANY_MODEL, Laboratory, Taken, add_options, merged
 from steps import machine, speeds, training_step
+from wallclock_report import Entry, Found, draw, report
 
 from moonlet.config import Recipe
 from moonlet.config.sections import DataSettings
@@ -67,80 +63,11 @@ from moonlet.data.open import open_corpus
 from moonlet.model.count import count
 from moonlet.model.model import CausalLM
 from moonlet.optim.optimizer import build_optimizer
-from moonlet.plot.canvas import FLOOR, INK, MUTED, PALETTE, label, legend, margins, new_figure, plain, save
 from moonlet.text.atomic import atomic_write
 from moonlet.train.loop import Trainer
 
-Changes = dict[str, dict[str, Any]]
-SECTIONS = ("model", "train", "optim", "tokenizer")
-NANO: Changes = {
-    "model": {"preset": "k2-nano", "num_hidden_layers": 6},
-    "train": {"seq_len": 256, "batch_size": 32},
-    "optim": {"schedule": "wsd", "decay_fraction": 0.6, "warmup_steps": 20},
-}
 TUNE_SEED = 1000
 _PROLONG = 3
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A name, what its runs change in the common recipe, and what is tried."""
-
-    name: str
-    changes: Changes
-    lrs: Sequence[float]
-    sweep: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-
-    @property
-    def dense(self) -> bool:
-        """Whether it is the peer."""
-        return "dense" in self.changes.get("benchmark", {})
-
-    def variants(self) -> Iterator[Changes]:
-        """Its changes with every combination of the values of its sweep, learning rates apart."""
-        for values in itertools.product(*self.sweep.values()):
-            tables: list[Changes] = []
-            for name, value in zip(self.sweep, values, strict=True):
-                section, _, key = name.partition(".")
-                tables.append({"benchmark": {"dense": {key: value}}} if section == "dense" else {section: {key: value}})
-            yield _deep(self.changes, *tables)
-
-
-def built_in() -> list[Contender]:
-    """The nano Kimi K2 and its dense peers."""
-    dense = {"benchmark": {"dense": {}}}
-    return [
-        Contender("moonlet", merged(NANO, {"optim": {"kind": "muonclip"}}), (4e-3, 8e-3)),
-        Contender("dense GPT, AdamW", merged(NANO, dense, {"optim": {"kind": "adamw"}}), (1e-3, 2e-3, 4e-3)),
-        Contender("dense GPT, Muon", merged(NANO, dense, {"optim": {"kind": "muon"}}), (4e-3, 8e-3)),
-    ]
-
-
-def read_contenders(file: Path) -> list[Contender]:
-    """A contender a table of a TOML file; see above.
-
-    Raises:
-        ValueError: not TOML, or a table that says something unknown.
-    """
-    try:
-        tables = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not valid TOML: {error}") from None
-    known = {"recipe", "dense", "lrs", "sweep", *SECTIONS}
-    found = []
-    for name, given in tables.items():
-        if odd := sorted(set(given) - known):
-            raise ValueError(f"{file}, {name}: {odd[0]!r} is unknown; valid: {', '.join(sorted(known))}")
-        changes: Changes = NANO
-        if "recipe" in given:
-            recipe = tomllib.loads(Path(given["recipe"]).read_text(encoding="utf-8"))
-            changes = {section: recipe[section] for section in SECTIONS if section in recipe}
-        changes = merged(changes, {section: given[section] for section in SECTIONS if section in given})
-        if "dense" in given:
-            changes = merged(changes, {"benchmark": {"dense": given["dense"]}})
-        lrs = given.get("lrs", [changes.get("optim", {}).get("lr", 4e-3)])
-        found.append(Contender(name, changes, lrs, given.get("sweep", {})))
-    return found
 
 
 class Timed(Trainer):
@@ -198,17 +125,11 @@ class Clocked(Laboratory):
         return dense_of(recipe, benchmark["dense"])
 
 
-def dense_of(recipe: Recipe, settings: Mapping[str, Any], compiled: bool = False) -> Any:
-    """The dense GPT with the active parameters of a recipe's model."""
-    defaults = {"head_width": min(64, recipe.model.hidden_size), "attention": "products"}
-    return DenseGPT(equal_active(recipe.model, **(defaults | dict(settings))), recipe.train.seed, compiled)
-
-
 class Race:
     """The contenders, their clock, and the runs."""
 
     def __init__(self, given: argparse.Namespace, contenders: Sequence[Contender], base: Changes) -> None:
-        self.given, self.contenders, self._base = given, contenders, base
+        self.given, self.contenders, self.base = given, contenders, base
         self._labs: dict[str, Clocked] = {}
         self.rates: dict[str, dict[str, float]] | None = None
         if given.rates or given.measure:
@@ -221,7 +142,7 @@ class Race:
         settings = changes.get("tokenizer", {})
         key = json.dumps(settings, sort_keys=True)
         if key not in self._labs:
-            base = merged(self._base, {"tokenizer": {"vocab_size": settings.get("vocab_size", 4096)}})
+            base = merged(self.base, {"tokenizer": {"vocab_size": settings.get("vocab_size", 4096)}})
             self._labs[key] = Clocked(self.given.out, "runs.jsonl", base)
         return self._labs[key]
 
@@ -232,7 +153,7 @@ class Race:
     def take(self, name: str, changes: Changes, lr: float, seed: int, length: float = 1.0) -> Taken:
         """One run of `length` times the time."""
         lab = self.lab(changes)
-        rest = _deep(changes, {"optim": {"lr": lr}, "train": {"seed": seed, **self._budget(changes, length)}})
+        rest = combined(changes, {"optim": {"lr": lr}, "train": {"seed": seed, **self._budget(changes, length)}})
         rest = {section: values for section, values in rest.items() if section != "tokenizer"}
         text = f"{name} at {lr:g}, seed {seed}, {length * self.given.minutes:g} minutes"
         if changed := {k: v for k, v in rest["optim"].items() if k == "warmup_steps"}:
@@ -246,7 +167,21 @@ class Race:
         seconds = 60 * self.given.minutes * length
         if rate is None:
             return {"steps": 0, "minutes": seconds / 60}
-        return {"minutes": 0.0, "steps": max(2, round(seconds * rate / tokens_per_step(changes, self._base)))}
+        return {"minutes": 0.0, "steps": max(2, round(seconds * rate / tokens_per_step(changes, self.base)))}
+
+    def plain(self, changes: Changes) -> Recipe:
+        """The recipe behind `changes`, of no particular length."""
+        sections = {name: values for name, values in changes.items() if name not in ("benchmark", "tokenizer")}
+        return self.lab(changes).recipe(merged(sections, {"train": {"steps": 1000, "minutes": 0.0}}))
+
+    def sizes(self, changes: Changes) -> tuple[int, int]:
+        """Active and all parameters."""
+        recipe, dense = self.plain(changes), changes.get("benchmark", {}).get("dense")
+        if dense is None:
+            sizes = count(recipe.model)
+            return sizes.active, sizes.total
+        model = dense_of(recipe, dense)
+        return model.config.active, sum(p.numel() for p in model.parameters())
 
     def _measured(self, file: Path, known: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
         """The rates in `file`, and those of kinds of run that it lacks, measured now in turn and added."""
@@ -258,8 +193,7 @@ class Race:
         steps: dict[str, Callable[[], object]] = {}
         tokens: dict[str, int] = {}
         for key, changes in missing.items():
-            plain_changes = {s: v for s, v in changes.items() if s not in ("benchmark", "tokenizer")}
-            recipe = self.lab(changes).recipe(merged(plain_changes, {"train": {"steps": 1000}}))
+            recipe = self.plain(changes)
             dense = changes.get("benchmark", {}).get("dense")
             for how in ("eager", "compiled") if dense is not None and self.given.compile else ("eager",):
                 model = dense_of(recipe, dense, how == "compiled") if dense is not None else None
@@ -268,7 +202,7 @@ class Race:
                 loader = self.lab(changes).loader_of(recipe)
                 optimizer = build_optimizer(model, recipe.optim)
                 steps[f"{key}\n{how}"] = training_step(model, optimizer, recipe, loader, self.lab(changes).tokenizer)
-                tokens[f"{key}\n{how}"] = tokens_per_step(changes, self._base)
+                tokens[f"{key}\n{how}"] = tokens_per_step(changes, self.base)
         threads = torch.get_num_threads()
         torch.set_num_threads(self.given.rate_threads or threads)
         print(f"measuring {len(steps)} rates, {self.given.rounds} rounds", file=sys.stderr, flush=True)
@@ -282,218 +216,47 @@ class Race:
         return known
 
 
-def speed_key(changes: Changes) -> str:
-    """What a run's speed depends on, as one line."""
-    train = ("seq_len", "batch_size", "micro_batch_size", "separate_documents", "compile")
-    parts = {
-        **{section: changes[section] for section in ("model", "benchmark", "tokenizer") if section in changes},
-        "train": {name: value for name, value in changes.get("train", {}).items() if name in train},
-        "optim": {n: v for n, v in changes.get("optim", {}).items() if n in ("kind", "ns_steps", "muon_per_head")},
-    }
-    return json.dumps(parts, sort_keys=True)
-
-
-def tokens_per_step(changes: Changes, base: Changes) -> int:
-    """What a step reads."""
-    train = merged(ANY_MODEL, base, changes)["train"]
-    return int(train["seq_len"] * train["batch_size"])
-
-
-def _deep(*tables: Changes) -> Changes:
-    """As `merged`, the settings of a dense model too."""
-    out = merged(*tables)
-    dense = [t["benchmark"]["dense"] for t in tables if "dense" in t.get("benchmark", {})]
-    if dense:
-        out["benchmark"] = out["benchmark"] | {"dense": {k: v for settings in dense for k, v in settings.items()}}
-    return out
-
-
-@dataclass(frozen=True)
-class Settled:
-    """A contender at its best: the settings, the rate, and how every value that was tried did."""
-
-    contender: Contender
-    changes: Changes
-    lr: float
-    tried: dict[str, float]  # what, and bits per byte
-
-
-@dataclass
-class Found:
-    """Everything that is reported. Lengths are fractions of the time."""
-
-    settled: dict[str, Settled]
-    full: dict[str, list[Taken]]  # by contender, a run a seed
-    shorter: dict[str, dict[float, list[Taken]]]
-    target: float
-
-
-def settle(race: Race, contender: Contender) -> Settled:
-    """Every value of its sweep at every rate, on a seed of its own."""
+def settle(race: Race, contender: Contender) -> Entry:
+    """Every value of its sweep at every rate, on a seed of its own; what was best stays."""
     given = race.given
     tried: dict[str, float] = {}
     best: tuple[float, Changes, float] | None = None
-    single = len(contender.lrs) == 1 and not contender.sweep
     for changes in contender.variants():
-        what = ", ".join(f"{n.partition('.')[2]} {_value(changes, n)}" for n in contender.sweep)
-        if single:
-            return Settled(contender, changes, contender.lrs[0], tried)
+        what = "".join(f"{name.partition('.')[2]} {value_of(changes, name)}, " for name in contender.sweep)
+        if len(contender.lrs) == 1 and not contender.sweep:
+            best = 0.0, changes, contender.lrs[0]
+            break
 
         def take(lr: float, changes: Changes = changes) -> Taken:
             return race.take(contender.name, changes, lr, TUNE_SEED, given.tune_fraction)
 
         for lr, run in tune(take, contender.lrs, 0 if given.quick else _PROLONG).items():
-            tried[f"{what + ', ' if what else ''}{lr:g}"] = run.bits
+            tried[f"{what}{lr:g}"] = run.bits
             if best is None or run.bits < best[0]:
                 best = run.bits, changes, lr
     assert best is not None
-    return Settled(contender, best[1], best[2], tried)
-
-
-def _value(changes: Changes, name: str) -> Any:
-    section, _, key = name.partition(".")
-    return changes["benchmark"]["dense"][key] if section == "dense" else changes[section][key]
+    _, changes, lr = best
+    active, total = race.sizes(changes)
+    return Entry(contender.name, contender.dense, changes, lr, tried, active, total,
+                 tokens_per_step(changes, race.base), race.rate(changes))  # fmt: skip
 
 
 def compare(race: Race) -> Found:
     """Take all runs."""
     given = race.given
-    settled = {c.name: settle(race, c) for c in race.contenders}
-    full: dict[str, list[Taken]] = {name: [] for name in settled}
+    entries = [settle(race, contender) for contender in race.contenders]
     for seed in range(given.seeds):
-        for name, s in settled.items():
-            full[name].append(race.take(name, s.changes, s.lr, seed))
-    dense = [statistics.median(r.bits for r in full[c.name]) for c in race.contenders if c.dense]
-    target = given.target or (min(dense) if dense else min(r.bits for runs in full.values() for r in runs))
-    shorter: dict[str, dict[float, list[Taken]]] = {}
+        for entry in entries:
+            entry.full.append(race.take(entry.name, entry.changes, entry.lr, seed))
     for length in sorted(given.lengths):
-        for name, s in settled.items():
-            if not s.contender.dense:
-                runs = [race.take(name, s.changes, s.lr, seed, length) for seed in range(given.seeds)]
-                shorter.setdefault(name, {})[length] = runs
-    return Found(settled, full, shorter, target)
-
-
-def seconds_of(race: Race, s: Settled, run: Taken) -> list[float]:
-    """The clock at each evaluation of a run."""
-    rate = race.rate(s.changes)
-    if rate is not None:
-        return [step * tokens_per_step(s.changes, race._base) / rate for step in run.curve[0]]
-    clock = {line["step"]: line["seconds"] for line in run.of("clock")}
-    return [clock[step] for step in run.curve[0]]
-
-
-def time_to(found: Found, name: str) -> list[float]:
-    """Fractions of the time in which a contender reaches the target, by seed, between whole runs; infinite: not at all."""
-    runs = {1.0: found.full[name], **found.shorter.get(name, {})}
-    out = []
-    for seed in range(len(found.full[name])):
-        losses = {length: taken[seed].bits for length, taken in runs.items()}
-        at = crossing(losses, found.target) if len(losses) > 1 else None
-        if at is None:
-            reached = losses[1.0] <= found.target
-            # Even the shortest reaches it: no longer than that. Or the longest is all there is.
-            at = min(losses) if reached and max(losses.values()) <= found.target else 1.0 if reached else math.inf
-        out.append(at)
-    return out
-
-
-def report(race: Race, found: Found) -> str:
-    """The table, and what stands behind it."""
-    minutes = race.given.minutes
-    rows = [["", "parameters, active / all", "tokens/s", "tokens read", "learning rate",
-             "bits per byte, median", "min - max", f"minutes to {found.target:.4f}", "share"]]  # fmt: skip
-    for name, s in found.settled.items():
-        runs = found.full[name]
-        per_step = tokens_per_step(s.changes, race._base)
-        steps = statistics.median(run.curve[0][-1] if run.curve[0] else 0 for run in runs)
-        rate = race.rate(s.changes)
-        seconds = [seconds_of(race, s, run)[-1] for run in runs if run.curve[0]]
-        rate = rate or (steps * per_step / statistics.median(seconds) if seconds else math.nan)
-        bits = [run.bits for run in runs]
-        part = statistics.median(time_to(found, name))
-        rows.append([
-            name, _sizes(race, s), f"{rate:,.0f}", f"{steps * per_step:,.0f}", f"{s.lr:g}",
-            f"{statistics.median(bits):.4f}", f"{min(bits):.4f} - {max(bits):.4f}",
-            f"{minutes * part:.2f}" if math.isfinite(part) else "not reached",
-            f"{part:.2f}" if math.isfinite(part) else "",
-        ])  # fmt: skip
-    tried = [
-        f"- {name}: " + ", ".join(f"{what}: {bits:.4f}" for what, bits in s.tried.items())
-        for name, s in found.settled.items()
-        if s.tried
-    ]
+        for entry in entries:
+            if not entry.dense:
+                runs = [race.take(entry.name, entry.changes, entry.lr, seed, length) for seed in range(given.seeds)]
+                entry.shorter[length] = runs
+    dense = [entry.bits for entry in entries if entry.dense] or [entry.bits for entry in entries]
     clock = "as it ran" if race.rates is None else "by rates measured in turn beforehand"
-    lengths = [
-        f"- {name}: " + ", ".join(
-            f"{minutes * length:g} minutes {statistics.median(r.bits for r in runs):.4f}"
-            for length, runs in sorted(by.items())
-        )
-        for name, by in found.shorter.items()
-    ]  # fmt: skip
-    text = [
-        f"{minutes:g} minutes of training steps on {race.given.what}, {race.given.seeds} seeds; clock {clock}; {machine()}",
-        table(rows),
-        "Bits per byte of all of the validation text. The value to reach is the best dense model's median.",
-    ]
-    if lengths:
-        text.append("Shorter whole runs, median:\n" + "\n".join(lengths))
-    if tried:
-        text.append(f"Tried, at {race.given.tune_fraction:g} of the time (bits per byte):\n" + "\n".join(tried))
-    return "\n\n".join(text)
-
-
-def _sizes(race: Race, s: Settled) -> str:
-    changes = {section: v for section, v in s.changes.items() if section not in ("benchmark", "tokenizer")}
-    recipe = race.lab(s.changes).recipe(merged(changes, {"train": {"steps": 100}}))
-    if not s.contender.dense:
-        sizes = count(recipe.model)
-        return f"{sizes.active / 1e6:.2f} / {sizes.total / 1e6:.2f} M"
-    model = dense_of(recipe, s.changes["benchmark"]["dense"])
-    return f"{model.config.active / 1e6:.2f} / {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M"
-
-
-def draw(race: Race, found: Found, picture: Path) -> None:
-    """Bits per byte by seconds, median line and band of the seeds; dots: ends of shorter whole runs."""
-    figure = new_figure(8.4, 4.4, f"Bits per byte by time of training: {race.given.what}")
-    axes = figure.subplots()
-    margins(figure, left=0.62, right=0.3, top=0.62)
-    label(axes, "", "seconds of training steps")
-    shown: list[float] = []
-    floor = None
-    for colour, (name, s) in zip(itertools.cycle(PALETTE), found.settled.items()):
-        floor = race.lab(s.changes).dataset.manifest.floor
-        runs = [run for run in found.full[name] if not run.diverged]
-        if not runs:
-            continue
-        columns = list(zip(*(run.curve[1] for run in runs), strict=False))
-        clocks = list(zip(*(seconds_of(race, s, run) for run in runs), strict=False))
-        xs, middle = [statistics.median(c) for c in clocks], [statistics.median(c) for c in columns]
-        axes.fill_between(
-            xs, [min(c) for c in columns], [max(c) for c in columns], color=colour, alpha=0.2, linewidth=0
-        )
-        axes.plot(xs, middle, color=colour, marker="o", markersize=3, linewidth=1.6,
-                  label=plain(f"{name}: {middle[-1]:.3f}"))  # fmt: skip
-        shown += middle[len(middle) // 3 :]
-        ends = [(60 * race.given.minutes * length, statistics.median(r.bits for r in taken))
-                for length, taken in sorted(found.shorter.get(name, {}).items())]  # fmt: skip
-        if ends:
-            axes.plot(*zip(*ends, strict=True), color=colour, marker="D", markersize=5, linewidth=1, linestyle=":",
-                      label=plain(f"{name}, ends of shorter runs"))  # fmt: skip
-            shown += [bits for _, bits in ends]
-    axes.axhline(found.target, color=MUTED, linewidth=1, linestyle="--")
-    axes.annotate(f"{found.target:.3f}", (0.004, found.target), xycoords=("axes fraction", "data"),
-                  textcoords="offset points", xytext=(0, 3), fontsize=8, color=INK)  # fmt: skip
-    finite = [bits for bits in shown if math.isfinite(bits)]
-    if finite:
-        low, high = min(finite), max(finite)
-        axes.set_ylim(low - 0.08 * (high - low) - 1e-3, high + 0.1 * (high - low) + 1e-3)
-    if floor is not None:
-        axes.axhline(floor, color=FLOOR, linewidth=1, linestyle="--")
-    axes.set_xlim(0, 1.03 * 60 * race.given.minutes)
-    axes.set_ylabel("validation, bits per byte", fontsize=8)
-    legend(axes, loc="upper right")
-    save(figure, picture)
+    return Found(entries, given.target or min(dense), given.minutes, given.tune_fraction,
+                 given.what, clock, race.lab(entries[0].changes).dataset.manifest.floor)  # fmt: skip
 
 
 def data_of(given: argparse.Namespace) -> dict[str, Any]:
@@ -563,18 +326,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Timed.evaluations = given.evaluations
     contenders = read_contenders(given.contenders) if given.contenders else built_in()
     if given.quick:
-        contenders = [Contender(c.name, _deep(c.changes, QUICK), c.lrs[:2], c.sweep) for c in contenders]
+        contenders = [Contender(c.name, combined(c.changes, QUICK), c.lrs[:2], c.sweep) for c in contenders]
     base: Changes = {
         "data": data_of(given),
         "train": {"threads": given.threads, "dtype": given.dtype, "log_every": 20, "eval_every": 0, "sample_every": 0},
     }
-    race = Race(given, contenders, base)
-    found = compare(race)
-    text = report(race, found)
+    found = compare(Race(given, contenders, base))
+    text = f"{report(found)}\n\n{machine()}"
     print(text)
     atomic_write(given.out / "wallclock.md", text + "\n")
     picture = given.out / "wallclock.png"
-    draw(race, found, picture)
+    draw(found, picture)
     print(f"\nwritten: {given.out / 'wallclock.md'}, {picture}")
 
 
