@@ -35,6 +35,7 @@ constexpr int ROWS = 16;    // queries of a forward tile, and of a strip of the 
 constexpr int STRIP = 256;  // keys of a forward tile
 constexpr int SIDE = 64;    // queries and keys of a backward tile; keys of a panel
 constexpr int STEP = 32;    // keys are skipped in steps of this
+constexpr int AHEAD = 24;   // rows from one that is read to one that is asked for
 
 int64_t ceiling(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
@@ -62,14 +63,24 @@ thread_local Arena arena;
 
 // ---- From memory into the layouts of the products --------------------------------------------------------------
 
+// Rows are short: a call of memcpy or memset would cost more than the work.
 template <class M, class N>
-void copy(const M* from, N* to, int64_t n) {
-  if constexpr (sizeof(M) == sizeof(N)) memcpy((void*)to, (const void*)from, n * sizeof(M));
-  else {
-    int64_t i = 0;
-    for (; i + 16 <= n; i += 16) store(to + i, load(from + i));
-    if (i < n) store(to + i, load(from + i, n - i), n - i);
+inline void copy(const M* from, N* to, int64_t n) {
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) {
+    if constexpr (sizeof(M) == sizeof(N)) memcpy((void*)(to + i), (const void*)(from + i), 16 * sizeof(M));
+    else store(to + i, load(from + i));
   }
+  for (; i < n; i++) {
+    if constexpr (sizeof(M) == sizeof(N)) memcpy((void*)(to + i), (const void*)(from + i), sizeof(M));
+    else store(to + i, load(from + i, 1), 1);
+  }
+}
+template <class N>
+inline void clear(N* to, int64_t n) {
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) memset((void*)(to + i), 0, 16 * sizeof(N));
+  for (; i < n; i++) memset((void*)(to + i), 0, sizeof(N));
 }
 
 // Sixteen channels, pairs (2i, 2i+1), turned by eight angles; against them for sense -1.
@@ -106,6 +117,11 @@ struct Kernel {
   X* element(const Strided& s, int64_t b, int64_t h, int64_t t) const {
     return (X*)s.at + b * s.row + h * s.head + t * s.token;
   }
+  // Rows of one head lie far apart, where the processor does not look ahead by itself.
+  void soon(const Strided& s, int64_t b, int64_t h, int64_t t, int64_t width) const {
+    const char* p = (const char*)element(s, b, h, t + AHEAD);
+    for (int64_t i = 0; i < width * (int64_t)sizeof(M) + 63; i += 64) __builtin_prefetch(p + i);
+  }
   const float* angle(const float* table, int64_t b, int64_t t) const {
     return table + b * c.cos_row + t * c.cos_token;
   }
@@ -119,29 +135,51 @@ struct Kernel {
       if (c.cos) turn<M>(extra, to + c.K, angle(c.cos, b, t), angle(c.sin, b, t), c.P, 1.0f);
       else copy(extra, to + c.K, c.P);
     }
-    memset((void*)(to + c.K + c.P), 0, (width - c.K - c.P) * sizeof(N));
+    clear(to + c.K + c.P, width - c.K - c.P);
   }
 };
 
-// Rows [n][width] as panels of SIDE rows, each [unit][row]: the contraction runs along the width.
+// Sixteen rows of sixteen units, columns made rows: four perfect shuffles.
+inline void transpose(u16* row) {
+  for (int round = 0; round < 4; round++) {
+    u16 next[16];
+    for (int i = 0; i < 8; i++) {
+      u16 a = row[i], b = row[i + 8];
+      next[2 * i] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+      next[2 * i + 1] = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    }
+    for (int i = 0; i < 16; i++) row[i] = next[i];
+  }
+}
+
+// Rows [n][width] as panels of SIDE rows, each [unit][row]: the contraction runs along the width. The last row is read
+// up to fifteen units beyond its end.
 template <class D>
 void panels(const typename D::number* rows, typename D::unit* to, int64_t n, int64_t width, int64_t units) {
-  typedef typename D::unit unit;
-  for (int64_t s = 0; s < n; s += SIDE)
-    for (int64_t u = 0; u < units; u++) {
-      unit* out = to + s * units + u * SIDE;
-      for (int i = 0; i < SIDE; i++) memcpy(out + i, rows + (s + i) * width + u * D::per, sizeof(unit));
+  for (int64_t s = 0; s < n; s += 16)
+    for (int64_t u = 0; u < units; u += 16) {
+      u16 square[16];
+      for (int i = 0; i < 16; i++) memcpy(&square[i], rows + (s + i) * width + u * D::per, 64);
+      transpose(square);
+      typename D::unit* out = to + s / SIDE * SIDE * units + u * SIDE + s % SIDE;
+      const int64_t kept = units - u < 16 ? units - u : 16;
+      for (int i = 0; i < kept; i++) memcpy(out + i * SIDE, &square[i], 64);
     }
 }
 
-// Rows [n][width] as [n / per][width] units: the contraction runs along the rows.
+// Rows [n][width], width in sixteens, as [n / per][width] units: the contraction runs along the rows.
 template <class D>
 void paired(const typename D::number* rows, typename D::unit* to, int64_t n, int64_t width) {
   if constexpr (D::per == 1) memcpy(to, rows, n * width * sizeof(float));
   else
     for (int64_t s = 0; s < n; s += 2)
-      for (int64_t i = 0; i < width; i++)
-        to[s / 2 * width + i] = rows[s * width + i].bits | (uint32_t)rows[(s + 1) * width + i].bits << 16;
+      for (int64_t i = 0; i < width; i += 16) {
+        h16 low, high;
+        memcpy(&low, rows + s * width + i, 32);
+        memcpy(&high, rows + (s + 1) * width + i, 32);
+        u16 both = __builtin_convertvector(low, u16) | __builtin_convertvector(high, u16) << 16;
+        memcpy(to + s / 2 * width + i, &both, 64);
+      }
 }
 
 // ---- What a query sees -----------------------------------------------------------------------------------------
@@ -221,20 +259,22 @@ struct Forward : Kernel<M> {
     look(*this, b, sight);
     const int64_t low = sight[from].first / SIDE * SIDE, end = sight[to - 1].last + 1, n = ceiling(end - low, SIDE);
     arena.reserve(n * (2 * wide + 2 * high) * 4 + ROWS * (wide + 2 * STRIP + high) * 4 + 4096);
-    num* rows = arena.take<num>(n * (wide > high ? wide : high));
+    num* rows = arena.take<num>(n * (wide > high ? wide : high) + SIDE);
     unit* keys = arena.take<unit>(n * units);
     unit* values = arena.take<unit>(n / D::per * high);
     for (int64_t s = 0; s < n; s++) {
+      this->soon(c.k, b, g, low + s, c.K);
       if (low + s < end)
         this->gather(this->element(c.k, b, g, low + s), this->element(c.shared, b, 0, low + s), b, low + s,
                      rows + s * wide, wide);
-      else memset((void*)(rows + s * wide), 0, wide * sizeof(num));
+      else clear(rows + s * wide, wide);
     }
     panels<D>(rows, keys, n, wide, units);
     for (int64_t s = 0; s < n; s++) {
+      this->soon(c.v, b, g, low + s, c.V);
       int64_t has = low + s < end ? c.V : 0;
       if (has) copy(this->element(c.v, b, g, low + s), rows + s * high, has);
-      memset((void*)(rows + s * high + has), 0, (high - has) * sizeof(num));
+      clear(rows + s * high + has, high - has);
     }
     paired<D>(rows, values, n, high);
     num* q = arena.take<num>(ROWS * wide);
@@ -254,10 +294,11 @@ struct Forward : Kernel<M> {
     float top[ROWS], sum[ROWS];
     for (int64_t r = 0; r < ROWS; r++) {
       top[r] = -INFINITY, sum[r] = 0;
+      this->soon(c.q, b, h, t0 + r, W);
       if (r < n) {
         const M* own = this->element(c.q, b, h, t0 + r);
         this->gather(own, own + c.K, b, t0 + r, q + r * wide, wide);
-      } else memset((void*)(q + r * wide), 0, wide * sizeof(num));
+      } else clear(q + r * wide, wide);
     }
     const int64_t first = sight[0].first / STEP * STEP, end = ceiling(sight[n - 1].last + 1, STEP);
     bool begun = false;
@@ -282,11 +323,11 @@ struct Forward : Kernel<M> {
         float m = largest(most), base = m == -INFINITY ? 0.0f : m;
         f16 added = {};
         for (int64_t s = 0; s < s1 - s0; s += 32) {
-          f16 e = exponential(load(x + s) - base), f = exponential(load(x + s + 16) - base);
+          f16 e = decayed(load(x + s) - base), f = decayed(load(x + s + 16) - base);
           added += e + f;
           along<D>(p + r * (STRIP / D::per) + s / D::per, e, f);
         }
-        float kept = begun ? exponential(splat(top[r] - base))[0] : 0.0f;
+        float kept = begun ? decayed(splat(top[r] - base))[0] : 0.0f;
         if (begun && kept != 1.0f)
           for (int64_t i = 0; i < high; i += 16) store(o + r * high + i, load(o + r * high + i) * kept);
         sum[r] = sum[r] * kept + total(added);
@@ -343,23 +384,25 @@ struct Backward : Kernel<M> {
     const int64_t end = sight[c.T - 1].last + 1, n = ceiling(end, SIDE), most = wide > high ? wide : high;
     arena.reserve(4 * n * (most + 3 * wide + 2 * high) + 4 * SIDE * (3 * wide + 3 * high + 8 * SIDE) + 16384);
     Keys keys;
-    num* rows = arena.take<num>(n * most);
+    num* rows = arena.take<num>(n * most + SIDE);
     keys.panels = arena.take<unit>(n * units), keys.paired = arena.take<unit>(n / D::per * wide);
     keys.values = arena.take<unit>(n * v_units);
     keys.d_k = arena.take<float>(n * wide), keys.d_v = arena.take<float>(n * high);
     memset(keys.d_k, 0, n * wide * 4);
     memset(keys.d_v, 0, n * high * 4);
     for (int64_t s = 0; s < n; s++) {
+      this->soon(c.k, b, g, s, c.K);
       if (s < end)
         this->gather(this->element(c.k, b, g, s), this->element(c.shared, b, 0, s), b, s, rows + s * wide, wide);
-      else memset((void*)(rows + s * wide), 0, wide * sizeof(num));
+      else clear(rows + s * wide, wide);
     }
     panels<D>(rows, keys.panels, n, wide, units);
     paired<D>(rows, keys.paired, n, wide);
     for (int64_t s = 0; s < n; s++) {
+      this->soon(c.v, b, g, s, c.V);
       int64_t has = s < end ? c.V : 0;
       if (has) copy(this->element(c.v, b, g, s), rows + s * high, has);
-      memset((void*)(rows + s * high + has), 0, (high - has) * sizeof(num));
+      clear(rows + s * high + has, high - has);
     }
     panels<D>(rows, keys.values, n, high, v_units);
     Tile x;
@@ -380,16 +423,17 @@ struct Backward : Kernel<M> {
     const int64_t n = c.T - t0 < SIDE ? c.T - t0 : SIDE;
     for (int64_t r = 0; r < SIDE; r++) {
       x.lse[r] = 0, x.inner[r] = 0;
+      this->soon(c.q, b, h, t0 + r, W), this->soon(c.d_out, b, h, t0 + r, c.V), this->soon(c.out, b, h, t0 + r, c.V);
       if (r >= n) {
-        memset((void*)(x.q + r * wide), 0, wide * sizeof(num));
-        memset((void*)(x.d_o + r * high), 0, high * sizeof(num));
+        clear(x.q + r * wide, wide);
+        clear(x.d_o + r * high, high);
         continue;
       }
       const M *own = this->element(c.q, b, h, t0 + r), *d = this->element(c.d_out, b, h, t0 + r);
       const M* o = this->element(c.out, b, h, t0 + r);
       this->gather(own, own + c.K, b, t0 + r, x.q + r * wide, wide);
       copy(d, x.d_o + r * high, c.V);
-      memset((void*)(x.d_o + r * high + c.V), 0, (high - c.V) * sizeof(num));
+      clear(x.d_o + r * high + c.V, high - c.V);
       f16 inner = {};
       int64_t i = 0;
       for (; i + 16 <= c.V; i += 16) inner += load(d + i) * load(o + i);
@@ -458,7 +502,7 @@ struct Backward : Kernel<M> {
         for (int j = 0; j < 2; j++) {
           const int at = (r + i) * SIDE + s + 16 * j;
           f16 y = load(x.logits + at) * scale - x.lse[t + i];
-          p[i][j] = exponential(hidden(y, s0 + s + 16 * j, seen, -INFINITY));
+          p[i][j] = decayed(hidden(y, s0 + s + 16 * j, seen, -INFINITY));
           d[i][j] = p[i][j] * (load(x.d_p + at) - x.inner[t + i]);
         }
         along<D>(x.d_s_rows + (t + i) * (SIDE / D::per) + s / D::per, d[i][0], d[i][1]);
@@ -484,15 +528,15 @@ struct Backward : Kernel<M> {
     M *to = this->element(c.d_k, b, g, s), *to_v = this->element(c.d_v, b, g, s);
     float* to_shared = c.turned ? c.turned + ((b * c.G + g) * c.S + s) * c.P : nullptr;
     if (!seen) {
-      memset((void*)to, 0, c.K * sizeof(M));
-      memset((void*)to_v, 0, c.V * sizeof(M));
-      if (to_shared) memset(to_shared, 0, c.P * 4);
+      clear(to, c.K);
+      clear(to_v, c.V);
+      if (to_shared) clear(to_shared, c.P);
       return;
     }
     float* d = keys.d_k + s * wide;
     for (int64_t i = 0; i < wide; i += 16) store(d + i, load(d + i) * (float)c.scale);
     copy(d, to, c.K);
-    if (to_shared) memcpy(to_shared, d + c.K, c.P * 4);
+    if (to_shared) copy(d + c.K, to_shared, c.P);
     copy(keys.d_v + s * high, to_v, c.V);
   }
 

@@ -72,19 +72,15 @@ static inline float total(f16 v) {
   return s + v[0];
 }
 
-static inline f16 either(i16 mask, f16 yes, f16 no) { return (f16)((mask & (i16)yes) | (~mask & (i16)no)); }
+static inline f16 either(i16 mask, f16 yes, f16 no) { return mask ? yes : no; }
 
-// e^x to about 1e-7 of itself: e^x = 2^n 2^r, n the nearest whole number to x log2(e), |r| <= 1/2. Zero below -87,
-// infinite above 88; a NaN stays one. Rounding to n goes through the bits of 1.5 2^23 + y, which no compiler that
-// reorders sums can undo.
-static inline f16 exponential(f16 x) {
+// e^x to about 1e-7 of itself: e^x = 2^n e^r, n the nearest whole number to x log2(e), |r| <= ln(2) / 2. Rounding to n
+// goes through the bits of 1.5 2^23 + y, which no compiler that reorders sums can undo. Returns e^r.
+static inline f16 exponential_parts(f16 x, i16& n) {
   const f16 magic = splat(12582912.0f);
-  const f16 low = splat(-87.3f), high = splat(88.7f);
-  f16 c = either(x < low, low, either(x > high, high, x));
-  f16 y = c * 1.44269504f;
-  i16 n = (i16)(y + magic) - (i16)magic;
+  n = (i16)(x * 1.44269504f + magic) - (i16)magic;
   f16 whole = __builtin_convertvector(n, f16);
-  f16 r = c - whole * 0.693359375f;  // ln 2 in two parts: the first has few bits, so its products are exact
+  f16 r = x - whole * 0.693359375f;  // ln 2 in two parts: the first has few bits, so its products are exact
   r = r + whole * 2.12194440e-4f;
   f16 p = splat(1.0f / 720);
   p = p * r + 1.0f / 120;
@@ -92,10 +88,25 @@ static inline f16 exponential(f16 x) {
   p = p * r + 1.0f / 6;
   p = p * r + 0.5f;
   p = p * r + 1.0f;
-  p = p * r + 1.0f;
+  return p * r + 1.0f;
+}
+
+// Zero below -87.3, infinite above 88.7; a NaN stays one.
+static inline f16 exponential(f16 x) {
+  const f16 low = splat(-87.3f), high = splat(88.7f);
+  i16 n;
+  f16 p = exponential_parts(either(x < low, low, either(x > high, high, x)), n);
   // 2^n in two factors: n = 128 alone has no exponent.
   i16 half = n >> 1;
   f16 scaled = p * (f16)((half + 127) << 23) * (f16)((n - half + 127) << 23);
   scaled = either(x < low, f16{}, scaled);
   return either(x > high, splat(INFINITY), scaled);
+}
+
+// The same where x is known not to exceed 80, as under a softmax.
+static inline f16 decayed(f16 x) {
+  const f16 low = splat(-87.3f);
+  i16 n;
+  f16 p = exponential_parts(either(x < low, low, x), n);
+  return either(x < low, f16{}, p * (f16)((n + 127) << 23));
 }
