@@ -25,6 +25,7 @@ from moonlet.model.norm import LATENT_EPS, RMSNorm
 from moonlet.model.peaks import LogitPeaks
 from moonlet.model.rope import Rotation, rotate
 from moonlet.ops.attention import attention
+from moonlet.ops.latent_attention import fits, latent_attention
 
 # Up to this many new tokens on top of a cache are attended to in absorbed form. The absorbed product costs R + P a
 # head and key against K + P, but needs no expansion of the S cached entries.
@@ -82,39 +83,65 @@ class MLA(nn.Module):
         B, T, _ = x.shape
         q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x))) if self.query_is_low_rank else self.q_proj(x)
         q = q.view(B, T, self.heads, self.K + self.P)
-        q_nope, q_rope = q.split((self.K, self.P), -1)
         latent, k_rope = self.kv_a_proj_with_mqa(x).split((self.R, self.P), -1)
         latent = self.kv_a_layernorm(latent)  # (B, T, R)
-        if self.turns:
-            assert rotation is not None
+        peaks = self.peaks if self.training and cache is None else None
+        kv = self.keys_and_values(latent) if cache is None else None
+        rotation = rotation if self.turns else None
+        assert (rotation is not None) == self.turns
+        if kv is not None and isinstance(start, int) and start == 0 and fits(q, kv, k_rope, self.V, documents):
+            out = self.fused(q, kv, k_rope, rotation, documents, peaks)
+            fused: Tensor = self.o_proj(out.flatten(2))
+            return fused
+        q_nope, q_rope = q.split((self.K, self.P), -1)
+        if rotation is not None:
             q_rope = rotate(q_rope, rotation)  # (B, T, H, P)
             k_rope = rotate(k_rope.unsqueeze(2), rotation).squeeze(2)  # (B, T, P)
         if cache is None:
-            peaks = self.peaks if self.training else None
-            out = self.expanded(q_nope, q_rope, latent, k_rope, start, documents, peaks)
+            assert kv is not None
+            out = self.expanded(q_nope, q_rope, kv, k_rope, start, documents, peaks)
         else:
             entries = cache.append(torch.cat((latent, k_rope), -1), start)  # (B, S, R+P)
             if T <= ABSORB_UP_TO:
                 out = self.absorbed(q_nope, q_rope, entries, start)
             else:
                 latent, k_rope = entries.split((self.R, self.P), -1)
-                out = self.expanded(q_nope, q_rope, latent, k_rope, start)
+                out = self.expanded(q_nope, q_rope, self.keys_and_values(latent), k_rope, start)
         mixed: Tensor = self.o_proj(out.flatten(2))
         return mixed
+
+    def fused(
+        self,
+        q: Tensor,
+        kv: Tensor,
+        k_rope: Tensor,
+        rotation: Rotation | None,
+        documents: Tensor | None,
+        peaks: LogitPeaks | None,
+    ) -> Tensor:
+        """Turn, join and attend in one kernel, which sees every logit: `peaks` get the largest. -> [B, T, H, V]"""
+        largest = None if peaks is None else peaks.max_logits
+        return latent_attention(
+            q, kv, k_rope, value_width=self.V, rotation=rotation, scale=self.scale, documents=documents, largest=largest
+        )
+
+    def keys_and_values(self, latent: Tensor) -> Tensor:
+        """[B, S, R] -> [B, S, H, K+V]"""
+        kv: Tensor = self.kv_b_proj(latent)
+        return kv.view(*latent.shape[:2], self.heads, self.K + self.V)
 
     def expanded(
         self,
         q_nope: Tensor,
         q_rope: Tensor,
-        latent: Tensor,
+        kv: Tensor,
         k_rope: Tensor,
         start: int | Tensor,
         documents: Tensor | None = None,
         peaks: LogitPeaks | None = None,
     ) -> Tensor:
         """Attend to keys and values formed from the latents, and show `peaks` the queries and keys. -> [B, T, H, V]"""
-        B, S, _ = latent.shape
-        k_nope, v = self.kv_b_proj(latent).view(B, S, self.heads, -1).split((self.K, self.V), -1)
+        k_nope, v = kv.split((self.K, self.V), -1)
         q = torch.cat((q_nope, q_rope), -1).transpose(1, 2)  # (B, H, T, K+P)
         k = torch.cat((k_nope, k_rope.unsqueeze(2).expand(-1, -1, self.heads, -1)), -1).transpose(1, 2)
         if peaks is not None:

@@ -7,7 +7,8 @@ head one knows
     max_logits    the largest exact maximum               minus infinity where none was computed
     logit_bound   the largest bound that was left at that minus infinity where every forward was computed exactly
 
-and its largest logit is max_logits where that is not below logit_bound, and lies between the two elsewhere.
+An attention whose kernel sees every logit anyway raises `max_logits` itself, exactly, and has no use for the bound. A
+head's largest logit is max_logits where that is not below logit_bound, and lies between the two elsewhere.
 """
 
 from __future__ import annotations

@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 
 from moonlet.config import ModelConfig, RopeScaling
+from moonlet.ops.rope import Rotation, rotate, rotate_halves
 
-Rotation = tuple[Tensor, Tensor]  # cos and sin, each fp32 [T, P/2], or [B, T, P/2] where rows differ
+__all__ = ["Rope", "Rotation", "dynamic_frequencies", "frequencies", "rope_of", "rotate", "rotate_halves"]
 
 
 def frequencies(width: int, theta: float, scaling: RopeScaling | None = None) -> Tensor:
@@ -115,19 +116,3 @@ def rope_of(config: ModelConfig) -> Rope | None:
     """The rope of a model; None where nothing is turned: MLA without position, or no attention at all."""
     still = config.mla_use_nope and config.kv_lora_rank is not None
     return None if still or all(map(config.is_kda, range(config.num_hidden_layers))) else Rope(config)
-
-
-def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Turn the interleaved pairs of x: [B, T, H, P] -> the same shape and dtype; the arithmetic is fp32."""
-    cos, sin = rotation[0].unsqueeze(-2), rotation[1].unsqueeze(-2)  # (T, 1, P/2)
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)  # (B, T, H, P/2) each
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).to(x.dtype)
-
-
-def rotate_halves(x: Tensor, rotation: Rotation) -> Tensor:
-    """Turn the pairs (i, i + P/2) of x's first P channels: [B, T, H, K] -> the same shape and dtype, in fp32."""
-    cos, sin = rotation[0].unsqueeze(-2), rotation[1].unsqueeze(-2)  # (T, 1, P/2)
-    half = cos.shape[-1]
-    first, second = x[..., :half].float(), x[..., half : 2 * half].float()
-    turned = torch.cat((first * cos - second * sin, first * sin + second * cos), -1).to(x.dtype)
-    return turned if 2 * half == x.shape[-1] else torch.cat((turned, x[..., 2 * half :]), -1)

@@ -1,14 +1,9 @@
 """Attention by a C++ kernel for CPUs: tiles that stay in the cache, forward and backward, and nothing that is hidden.
 
 No logit reaches memory, blocks of keys that the causal mask or a document's start hides are passed over, and inputs are
-read where they lie, whatever their strides. `latent` takes MLA's inputs as its projections leave them,
-
-    q [B, T, H, K+P],   kv [B, T, H, K+V],   k_rope [B, T, P]   one for all heads
-
-and turns, joins and splits them on the way in, their gradients on the way out. The backward computes logits once more
-from a saved logarithm of each row's sum (FlashAttention, arXiv 2205.14135 and 2307.08691). Each sum has one order: the
-bits do not depend on the number of threads. Forwards are shared among threads by rows, heads and queries, backwards by
-rows and key heads.
+read where they lie, whatever their strides. The backward computes logits once more from a saved logarithm of each row's
+sum (FlashAttention, arXiv 2205.14135 and 2307.08691). Each sum has one order: the bits do not depend on the number of
+threads. Forwards are shared among threads by rows, heads and queries, backwards by rows and key heads.
 """
 
 from __future__ import annotations
@@ -21,8 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from moonlet.ops.native.build import library
 from moonlet.ops.native.call import DTYPES, kernel, native_fits
-
-Rotation = tuple[Tensor, Tensor]  # cos and sin, each fp32 [T, P/2] or [B, T, P/2]
+from moonlet.ops.rope import Rotation
 
 # With AMX, PyTorch's batched products are two to three times as fast as the vector unit's, and [T, S] matrices in
 # memory cost less than wide heads do: K + V beyond which they are left to it while T is short.
@@ -49,77 +43,41 @@ def native(
     q: Tensor, k: Tensor, v: Tensor, scale: float, start: int | Tensor, documents: Tensor | None = None
 ) -> Tensor:
     """Arguments as in `ops.attention`. -> [B, H, T, V], a view of [B, T, H, V]"""
-    out: Tensor = _Attention.apply(q, k, v, None, None, scale, start, documents, None)  # type: ignore[no-untyped-call]
+    out: Tensor = _Attention.apply(q, k, v, scale, start, documents)  # type: ignore[no-untyped-call]
     return out
-
-
-def latent(
-    q: Tensor,
-    kv: Tensor,
-    k_rope: Tensor,
-    value_width: int,
-    rotation: Rotation | None,
-    scale: float,
-    documents: Tensor | None = None,
-    largest: Tensor | None = None,
-) -> Tensor:
-    """MLA's expanded attention of T tokens among themselves.
-
-    Args:
-        q: [B, T, H, K+P], the last P channels before their turn.
-        kv: [B, T, H, K+V].
-        k_rope: [B, T, P], before its turn.
-        value_width: V.
-        rotation: of the T positions; None: nothing turns.
-        scale: what the logits are multiplied by.
-        documents: int64 [B, T] or None, as in `ops.attention`.
-        largest: fp32 [B, H, T] or None; takes each query's largest logit.
-
-    Returns:
-        [B, T, H, V]
-    """
-    K = kv.shape[-1] - value_width
-    k, v = (x.transpose(1, 2) for x in kv.split((K, value_width), -1))
-    out: Tensor = _Attention.apply(q.transpose(1, 2), k, v, k_rope, rotation, scale, 0, documents, largest)  # type: ignore[no-untyped-call]
-    return out.transpose(1, 2)
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, shared, rotation, scale, start, documents, largest):  # type: ignore[no-untyped-def]
-        q, k, v, shared = (None if x is None else _dense_rows(x) for x in (q, k, v, shared))
+    def forward(ctx, q, k, v, scale, start, documents):  # type: ignore[no-untyped-def]
+        q, k, v = (dense_rows(x) for x in (q, k, v))
         B, H, T, _ = q.shape
         out = torch.empty(B, T, H, v.shape[3], dtype=q.dtype).transpose(1, 2)
         lse = torch.empty(B, H, T)
-        call = _Call(q, k, v, shared, out, rotation, scale, start, documents)
-        call.run("attention", lse=lse, largest=largest)
-        ctx.save_for_backward(q, k, v, shared, out, lse, *(rotation or (None, None)), documents)
+        Call(q, k, v, out, scale, start, documents).run("attention", lse=lse)
+        ctx.save_for_backward(q, k, v, out, lse, documents)
         ctx.scale, ctx.start = scale, start
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, d_out):  # type: ignore[no-untyped-def]
-        q, k, v, shared, out, lse, cos, sin, documents = ctx.saved_tensors
-        rotation = None if cos is None else (cos, sin)
-        B, H, T, W = q.shape
-        G, S, K, V = k.shape[1], k.shape[2], k.shape[3], v.shape[3]
-        d_q = torch.empty(B, T, H, W, dtype=q.dtype).transpose(1, 2)
-        # Keys and values that were halves of one matrix get the halves of one: autograd then joins them in one copy.
-        d_k, d_v = (torch.empty(B, S, G, n, dtype=q.dtype).transpose(1, 2) for n in (K, V))
-        d_shared = turned = None
-        if shared is not None:
-            d_shared, turned = torch.empty(shared.shape, dtype=q.dtype), torch.empty(B, G, S, W - K)
-        call = _Call(q, k, v, shared, out, rotation, ctx.scale, ctx.start, documents)
-        call.run("attention_backward", (_dense_rows(d_out), d_q, d_k, d_shared, d_v), lse=lse, turned=turned)
-        return d_q, d_k, d_v, d_shared, None, None, None, None, None
+        q, k, v, out, lse, documents = ctx.saved_tensors
+        d_q, d_k, d_v = (
+            torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+            for x in (q, k, v)
+        )
+        call = Call(q, k, v, out, ctx.scale, ctx.start, documents)
+        call.run("attention_backward", (dense_rows(d_out), d_q, d_k, None, d_v), lse=lse)
+        return d_q, d_k, d_v, None, None, None
 
 
-def _dense_rows(x: Tensor) -> Tensor:
+def dense_rows(x: Tensor) -> Tensor:
+    """x, copied where its last axis is not dense."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-class _Call:
+class Call:
     """The kernel's one argument: sizes, pointers and strides in the order of `struct Call`."""
 
     def __init__(
@@ -127,13 +85,14 @@ class _Call:
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        shared: Tensor | None,
         out: Tensor,
-        rotation: Rotation | None,
         scale: float,
         start: int | Tensor,
         documents: Tensor | None,
+        shared: Tensor | None = None,
+        rotation: Rotation | None = None,
     ) -> None:
+        """As in `native`; shared: [B, T, P], the end of every head's key; rotation: what turns it and the queries'."""
         (B, H, T, W), (G, S, K), V = q.shape, k.shape[1:], v.shape[3]
         assert K + (0 if shared is None else shared.shape[-1]) == W
         self.suffix, self.scale = DTYPES[q.dtype], scale

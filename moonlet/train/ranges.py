@@ -80,8 +80,8 @@ def marked(model: CausalLM, batches: type) -> Iterator[None]:
             stack.enter_context(_around_module(module, part))
         kind = "GQA" if model.config.kv_lora_rank is None else "MLA"
         operations = {
-            "attention": f"{kind}: attention", "delta_rule": KDA_DELTA, "short_conv": KDA_CONVOLUTION,
-            "newton_schulz": NEWTON_SCHULZ,
+            "attention": f"{kind}: attention", "latent_attention": "MLA: attention", "delta_rule": KDA_DELTA,
+            "short_conv": KDA_CONVOLUTION, "newton_schulz": NEWTON_SCHULZ,
         }  # fmt: skip
         for op, part in operations.items():
             stack.enter_context(wrapped(op, lambda function, part=part: ranged(function, part)))  # type: ignore[misc]
