@@ -30,6 +30,7 @@ from moonlet.plot.loss import draw_loss
 from moonlet.text.tokenizer import Tokenizer
 from moonlet.train.checkpoint import clean_leftovers, newest_good
 from moonlet.train.estimate import check_room
+from moonlet.train.footprint import Footprint
 from moonlet.train.loop import Hooks, Trainer
 from moonlet.train.metrics import read_metrics
 from moonlet.train.precision import compute_dtype, pick_device
@@ -50,6 +51,7 @@ class Outcome:
     floor: float | None
     seconds: float
     recall: RecallScores | None = None
+    memory: Footprint | None = None
 
     @property
     def finished(self) -> bool:
@@ -218,17 +220,17 @@ def _hooks(recipe: Recipe, run: Run, material: Material, display: Display) -> Ho
 
 
 def _finish(recipe: Recipe, run: Run, trainer: Trainer, material: Material, progress: Progress) -> Outcome:
-    floor = material.floor
+    floor, memory = material.floor, trainer.footprint()
     if progress.total is None or progress.step < progress.total:
-        return Outcome(run, progress, None, floor, progress.elapsed)
+        return Outcome(run, progress, None, floor, progress.elapsed, memory=memory)
     save(trainer.model, material.tokenizer, run.model)
     found = material.evaluate(trainer.model, recipe)
     trainer.record_evaluation(found.figures())
     draw_loss(run.metrics_file, run.plot_file, material.title(recipe.name), floor)
     write_samples(run, recipe.name)
     if isinstance(found, Bits):
-        return Outcome(run, progress, found, floor, progress.elapsed)
-    return Outcome(run, progress, None, floor, progress.elapsed, found)
+        return Outcome(run, progress, found, floor, progress.elapsed, memory=memory)
+    return Outcome(run, progress, None, floor, progress.elapsed, found, memory)
 
 
 def write_samples(run: Run, name: str) -> None:

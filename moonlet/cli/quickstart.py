@@ -22,7 +22,7 @@ def quickstart(
     from rich.rule import Rule
 
     from moonlet.cli import job
-    from moonlet.cli.report import verdict
+    from moonlet.cli.report import memory, verdict
     from moonlet.cli.train import fresh_folder
     from moonlet.config import recipe_from_dict
     from moonlet.config.quickstart import QUICKSTART
@@ -46,6 +46,7 @@ def quickstart(
         console.print(Padding(story, (0, 2)), highlight=False, markup=False)
     console.print(Rule(style="dim"))
     console.print(
+        f"memory     {memory(outcome)}\n"
         f"validation {verdict(outcome)}\n"
         f"run folder {path}  (loss.png, samples.md, metrics.jsonl, model/)\n\n"
         f"next:\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from moonlet.cli.job import Outcome
+from moonlet.plot.numbers import human_bytes
 
 
 def print_outcome(outcome: Outcome, console: Console) -> None:
@@ -15,11 +16,21 @@ def print_outcome(outcome: Outcome, console: Console) -> None:
         return
     console.print(
         f"trained    {progress.step} steps in {outcome.seconds / 60:.1f} minutes\n"
+        f"memory     {memory(outcome)}\n"
         f"validation {verdict(outcome)}\n"
         f"run folder {run.path}",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def memory(outcome: Outcome) -> str:
+    """The most that the process, and a GPU, had in use."""
+    m = outcome.memory
+    if m is None or m.process is None:
+        return "not told by this system"
+    on_device = f", {human_bytes(m.device)} on the GPU" if m.device else ""
+    return f"{human_bytes(m.process)} at most{on_device}"
 
 
 def verdict(outcome: Outcome) -> str:

@@ -3,7 +3,7 @@
 `reference` is that sum, expert by expert. `sorted` lays the tokens out by expert once, each expert's rows padded to a
 multiple of a fixed count: a CPU's matrix library builds a kernel for every row count it has not met, at ten times the
 cost of the product itself. It has a backward of its own, which gathers where autograd would add into duplicates.
-`native` does so on a CPU with compiled passes between the products, `grouped` on a GPU with one product for all
+`native` does so on a CPU with compiled passes between the products, `grouped_mm` on a GPU with one product for all
 experts, and `few` suits the handful of tokens of a decode step.
 
 N tokens, A experts a token, E experts, D hidden size, I expert width, M padded rows.
@@ -44,7 +44,7 @@ def choose(x: Tensor, gate_up: Tensor, index: Tensor) -> str:
         return "few"
     if experts_native.available(x):
         return "native"
-    return "grouped" if experts_grouped.suits(x, gate_up) else "sorted"
+    return "grouped_mm" if experts_grouped.suits(x, gate_up) else "sorted"
 
 
 @register("experts", "reference")
@@ -109,7 +109,7 @@ def sorted_experts(
 
 
 register("experts", "native")(experts_native.native_experts)
-register("experts", "grouped")(experts_grouped.grouped_experts)
+register("experts", "grouped_mm")(experts_grouped.grouped_experts)
 
 
 class _Layout:

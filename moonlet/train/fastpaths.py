@@ -24,6 +24,8 @@ _WHY = {
     "chunked": "KDA in products of chunks, not a step a token",
     "fla": "KDA by the flash-linear-attention package",
     "sorted": "tokens sorted once, a product an expert",
+    "native": "compiled for this machine, in C++",
+    "grouped_mm": "one product for all experts",
 }
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from moonlet.config import Recipe
 from moonlet.data.loader import Batches
+from moonlet.data.prefetch import Prefetch
 from moonlet.hub.write import write_model
 from moonlet.model.model import CausalLM
 from moonlet.model.observe import router_entropy
@@ -28,6 +29,7 @@ from moonlet.optim.schedule import decay_start, learning_rate, warmup_steps
 from moonlet.text.tokenizer import Tokenizer
 from moonlet.train.alarm import collapses
 from moonlet.train.checkpoint import prune, save_checkpoint
+from moonlet.train.footprint import Footprint, footprint, page_faults
 from moonlet.train.metrics import Metrics, keep_until, read_metrics
 from moonlet.train.run import Run
 from moonlet.train.signals import StopRequest
@@ -75,11 +77,12 @@ class Trainer:
         hooks: Hooks | None = None,
     ) -> None:
         self.recipe, self.run, self.model, self.optimizer = recipe, run, model, optimizer
-        self.loader, self.tokenizer = loader, tokenizer
+        self.loader, self.tokenizer = Prefetch(loader), tokenizer
         self.progress = progress or Progress()
         self.hooks = hooks or Hooks()
         self.accumulate = recipe.train.batch_size // loader.batch_size
         self._saved: int | None = self.progress.step or None
+        self._faults: list[int] = []  # page faults of each step
         if recipe.train.steps:
             # From the recipe even on a resume: somebody may have made the run longer.
             self.progress.total = recipe.train.steps
@@ -107,9 +110,16 @@ class Trainer:
                 if stop.requested:
                     self.hooks.message(f"stopping at step {self.progress.step}, as asked")
                 self.save()
+            if self._faults:
+                self.metrics.write("memory", self.progress.step, **self.footprint().figures())
         finally:
+            self.loader.close()
             self.metrics.close()
         return self.progress
+
+    def footprint(self) -> Footprint:
+        """The memory that training took until now."""
+        return footprint(self.model.device, self._faults)
 
     def _finished(self) -> bool:
         return self.progress.total is not None and self.progress.step >= self.progress.total
@@ -129,6 +139,7 @@ class Trainer:
     def _step(self) -> None:
         p, t, o = self.progress, self.recipe.train, self.recipe.optim
         lr = learning_rate(o, p.step, p.total, p.decay_start)
+        faults, waited = page_faults(), self.loader.waited
         begin = time.perf_counter()
         result = train_step(
             self.model,
@@ -146,7 +157,9 @@ class Trainer:
             every_logit=self.recipe.log.max_logits or (o.clip_tau is not None and self._is_detailed(p.step + 1)),
         )
         p.step += 1
-        self._record(result, lr, time.perf_counter() - begin)
+        seconds = time.perf_counter() - begin
+        self._faults.append((page_faults() or 0) - (faults or 0))
+        self._record(result, lr, seconds, self.loader.waited - waited)
 
     def _micro_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         for i in range(self.accumulate):
@@ -156,7 +169,7 @@ class Trainer:
                 torch.from_numpy(targets).to(self.model.device, non_blocking=True),
             )
 
-    def _record(self, result: StepResult, lr: float, seconds: float) -> None:
+    def _record(self, result: StepResult, lr: float, seconds: float, waited: float) -> None:
         p, t = self.progress, self.recipe.train
         if result.problem:
             p.skipped += 1
@@ -175,6 +188,7 @@ class Trainer:
             "lr": lr,
             "grad_norm": result.grad_norm,
             "tokens_per_s": t.batch_size * t.seq_len / seconds,
+            "data_wait": round(waited, 6),
             **{name: value for name, value in result.balance.items() if name != "loads"},
             **summarise_logits(result.logits),
         }

@@ -1,9 +1,9 @@
 """metrics.jsonl: one JSON object a line, each with `step` and `kind`.
 
-train        loss (nats a token), lr, grad_norm, tokens_per_s; where tokens are routed also load_max, load_dead and
-             load_entropy (see `balance_step`), and aux_loss, which is no part of loss, where optim.aux_loss_alpha is
-             not 0; where logits are tracked max_logit, or max_logit_bound where it is only known not to exceed that,
-             and clipped heads
+train        loss (nats a token), lr, grad_norm, tokens_per_s, data_wait (seconds that the step waited for its batches);
+             where tokens are routed also load_max, load_dead and load_entropy (see `balance_step`), and aux_loss, which
+             is no part of loss, where optim.aux_loss_alpha is not 0; where logits are tracked max_logit, or
+             max_logit_bound where it is only known not to exceed that, and clipped heads
 experts      a MoE layer each: load (share of each expert), max_over_mean, entropy (nats)
 attention    a layer each: clipped heads; and of each head max_logits of the step, or null and logit_bound, and gamma
 eval         loss, bits_per_byte and bytes of the validation text; of a recall task loss, accuracy (share of answers
@@ -12,6 +12,8 @@ eval         loss, bits_per_byte and bytes of the validation text; of a recall t
 routers      a MoE layer each: entropy (nats) of the router's normalised scores, mean over the tokens of a fixed text
 alarm        experts of a layer that have collapsed (see `moonlet.train.alarm`): crowd (share of the tokens that the
              busiest takes), dead and experts (counts), text
+memory       at the end: process and device (bytes at most) and faults (page faults of a step, the median); see
+             `moonlet.train.footprint`
 sample, skip, checkpoint
 """
 

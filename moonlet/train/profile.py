@@ -10,9 +10,7 @@ After the last of them RUN/profile is written and training goes on with the same
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -28,6 +26,7 @@ from moonlet.model.count import shapes
 from moonlet.model.flops import TRAINING, flops_per_token
 from moonlet.text.atomic import atomic_path, atomic_write
 from moonlet.train.estimate import muon_flops
+from moonlet.train.footprint import resident_peak
 from moonlet.train.loop import Trainer
 from moonlet.train.probe import measure_rates, synchronise, try_allocator
 from moonlet.train.profile_page import Profile, markdown
@@ -255,13 +254,3 @@ def most_held(trace: list[Mapping[str, Any]]) -> int:
         held += size
         most = max(most, held)
     return most
-
-
-def resident_peak() -> int | None:
-    """The most memory this process has ever had, in bytes; None where the system does not tell."""
-    try:
-        resource = importlib.import_module("resource")
-    except ImportError:  # Windows
-        return None
-    most = int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    return most if sys.platform == "darwin" else most * 1024

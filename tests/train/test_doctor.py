@@ -12,6 +12,7 @@ from rich.console import Console
 
 from moonlet.cli.doctor import print_diagnosis
 from moonlet.ops.dispatch import force
+from moonlet.ops.native.build import library
 from moonlet.train import doctor
 from moonlet.train.doctor import Diagnosis, advice, diagnose
 from moonlet.train.fastpaths import fast_paths
@@ -38,7 +39,8 @@ def test_paths_are_those_the_dispatch_takes() -> None:
     assert paths["attention at 256"] == "products"
     assert paths["attention at 512, 2,048"] == "sdpa"
     assert paths["attention decoding"] == "grouped"
-    assert (paths["experts training"], paths["experts decoding"]) == ("sorted", "few")
+    compiled = library("experts") is not None
+    assert (paths["experts training"], paths["experts decoding"]) == ("native" if compiled else "sorted", "few")
     assert choices(dtype="bfloat16")["attention at 256, 512"] == "products"
     assert (paths["delta rule"], paths["flash-linear-attention"]) == ("chunked", "off")
 
