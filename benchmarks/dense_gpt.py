@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,15 +72,10 @@ class DenseConfig:
         per_layer = 4 * self.width**2 + 3 * self.width * self.inner + 2 * self.width
         return self.layers * per_layer + self.width
 
-    @property
-    def training_flops(self) -> Callable[[int], int]:
-        """Operations of the products of one token in a training step, given the keys it is multiplied with."""
-
-        def of(context: int) -> int:
-            products = self.layers * (4 * self.width**2 + 3 * self.width * self.inner) + self.width * self.vocab_size
-            return 3 * (2 * products + 4 * self.layers * self.width * context)
-
-        return of
+    def training_flops(self, context: int) -> int:
+        """Operations of the products of one token in a training step, when it meets `context` keys."""
+        products = self.layers * (4 * self.width**2 + 3 * self.width * self.inner) + self.width * self.vocab_size
+        return 3 * (2 * products + 4 * self.layers * self.width * context)
 
 
 def equal_active(
@@ -232,6 +226,11 @@ class DenseGPT(nn.Module):
         return self.model.norm.weight.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What activations flow in."""
+        return self.compute_dtype or torch.float32
+
+    @property
     def head(self) -> Tensor:
         """[vocabulary, D]"""
         return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
@@ -241,7 +240,7 @@ class DenseGPT(nn.Module):
         T = tokens.shape[1]
         if self.config.context_limit < T:
             raise ValueError(f"{T} tokens exceed the {self.config.context_limit} that this model has positions for")
-        x = F.embedding(tokens, self.model.embed_tokens.weight).to(self.compute_dtype or torch.float32)  # (B, T, D)
+        x = F.embedding(tokens, self.model.embed_tokens.weight).to(self.dtype)  # (B, T, D)
         turn = self._cos[:T].to(x.dtype), self._sin[:T].to(x.dtype)  # type: ignore[index]
         bias = self._bias(T, documents if self.config.separate_documents else None, x.dtype)
         for layer in self.model.layers:

@@ -1,159 +1,266 @@
-"""Training speed: moonlet against transformers' model of the same family, the same weights, alternating in one run.
+"""Training speed: moonlet against transformers' model of the same weights and a dense GPT of equal active parameters.
 
-    python benchmarks/train.py [--rounds 5] [--batch 16] [--seq-len 256] [--preset k2-nano]     # or linear-nano
+    python benchmarks/train.py                          # k2-nano with 6 layers, 32 x 256 tokens a step
+    python benchmarks/train.py --no-compile --no-plain  # eager alone, one table: minutes instead of half an hour
+    python benchmarks/train.py --preset linear-nano --layers 4 --batch 4
+    python benchmarks/train.py --device cuda --preset k2-small --layers 12 --batch 16 --seq-len 1024 --no-plain
 
-Every setting of transformers (fp32 and bf16, its attention and expert implementations) is timed once, and its fastest
-go into the rounds. An entry takes whole training steps (forward, backward, clipping, AdamW) on the same tokens. Rounds
-alternate between the entries, because a shared machine swings; medians and the spread (min to max) are printed. All run
-with the allocator told to keep freed memory, then everything runs again with the allocator as it comes.
+Peers run at their best: every setting of transformers (fp32 and bf16, its attentions and experts; compiled, both
+attentions) and of the dense GPT (`dense_gpt.py`) is tried for some steps first, and the fastest of each kind goes into
+the rounds. An entry takes whole training steps (forward, backward, clipping, optimizer) on the same tokens. The entries
+take turns within a round, because a shared machine swings; a ratio is taken round by round.
+
+Two tables. In the first all run in one process whose allocator is told to keep freed memory (`moonlet.ops.allocator`).
+In the second each is started plainly, as a user would: every entry has a process of its own in every round, moonlet
+with the allocator setting that its command line makes at start, the peers with none.
+
+The share is that of the model's own products (three times a forward's) in what large products reach here, counted as
+`moonlet train --dry-run` does, with every key; in brackets without the keys that the mask hides.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
-import os
-import statistics
+import gc
+import json
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
+from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import torch  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
+import torch
+from small_runs import table
+from steps import machine, ratios, speeds
+from train_entries import Entry, Step, Work, build_step, dense_entries, entry, moonlet_entries, transformers_entries
 
-from moonlet.config import preset  # noqa: E402
-from moonlet.config.sections import OptimSettings  # noqa: E402
-from moonlet.hub.write import write_model  # noqa: E402
-from moonlet.model.init import build  # noqa: E402
-from moonlet.ops.allocator import keep_freed_memory  # noqa: E402
-from moonlet.optim.optimizer import build_optimizer  # noqa: E402
-from moonlet.train.precision import compute_dtype  # noqa: E402
-from moonlet.train.step import train_step  # noqa: E402
+from moonlet.config import preset
+from moonlet.ops.allocator import keep_freed_memory
+from moonlet.train.probe import measure_rates, synchronise
 
-Step = Callable[[], float]
-
-
-def moonlet_step(args: argparse.Namespace, tokens: torch.Tensor) -> Step:
-    model = build(args.preset)
-    model.compute_dtype = compute_dtype("auto", torch.device("cpu"))
-    optimizer = build_optimizer(model, OptimSettings(kind="adamw"))
-    inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-
-    def step() -> float:
-        return train_step(
-            model, optimizer, [(inputs, targets)], count=1, lr=1e-4, grad_clip=1.0, bias_update_speed=1e-3
-        ).loss
-
-    return step
+Rates = dict[Entry, list[float]]
+QUICK = {
+    "hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2, "kv_lora_rank": 16, "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4, "v_head_dim": 8, "intermediate_size": 48, "moe_intermediate_size": 16, "vocab_size": 256,
+}  # fmt: skip
 
 
-def transformers_step(
-    folder: str, tokens: torch.Tensor, dtype: torch.dtype, attention: str, experts: str, compiled: bool = False
-) -> Step:
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, attn_implementation=attention, experts_implementation=experts
-    ).train()
-    if compiled:
-        model.forward = torch.compile(model.forward)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-
-    def step() -> float:
-        loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return float(loss.detach())
-
-    return step
+def work_of(given: argparse.Namespace) -> Work:
+    """The model and its tokens."""
+    config = preset(given.preset)
+    changes: dict[str, Any] = {"num_hidden_layers": given.layers} if given.layers else {}
+    if given.quick:
+        changes |= {"num_hidden_layers": 2, **QUICK}
+    if config.linear_attn_config is not None and "num_hidden_layers" in changes:
+        layers = changes["num_hidden_layers"]
+        kda = [layer for layer in range(1, layers + 1) if layer % 4]
+        changes["linear_attn_config"] = config.linear_attn_config.changed({"kda_layers": kda}, layers)
+    return Work(config.replace(**changes), given.batch, given.seq_len, given.dtype, given.device)
 
 
-def entries(args: argparse.Namespace) -> dict[str, Step]:
-    config = preset(args.preset)
-    tokens = torch.randint(
-        0, config.vocab_size, (args.batch, args.seq_len + 1), generator=torch.Generator().manual_seed(0)
-    )
-    found: dict[str, Step] = {"moonlet": moonlet_step(args, tokens)}
-    folder = tempfile.mkdtemp(prefix="moonlet-bench-")
-    write_model(build(args.preset), Path(folder), {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2})
-    kinds = ((torch.float32, "fp32"), (torch.bfloat16, "bf16"))
-    first: dict[str, float] = {}
-    candidates: dict[str, Step] = {}
-    # Its third expert implementation, batched_mm, copies an expert's weights for every token: gigabytes at this size.
-    choices = itertools.product(kinds, ("eager", "sdpa"), ("eager", "grouped_mm"))
-    for (dtype, name), attention, experts in choices:
-        label = f"transformers {name}, {attention} attention, {experts} experts"
+def screen(work: Work, candidates: Sequence[Entry], trials: int = 2) -> tuple[dict[Entry, Step], dict[Entry, float]]:
+    """The fastest of several entries, ready to go on, and how long the first call of each took.
+
+    What cannot run here says so in one line and is left out.
+    """
+    best: tuple[float, Entry, Step] | None = None
+    first: dict[Entry, float] = {}
+    for candidate in candidates:
         try:
-            step = transformers_step(folder, tokens, dtype, attention, experts)
-            step()
+            step = build_step(work, candidate)
             begin = time.perf_counter()
             step()
-            first[label], candidates[label] = time.perf_counter() - begin, step
-        except Exception as error:
-            print(f"{label}: not here ({type(error).__name__})", file=sys.stderr)
-    for label in sorted(first, key=first.__getitem__)[: args.peers]:
-        found[label] = candidates[label]
-    if args.compile:
-        label = "transformers bf16, sdpa attention, grouped_mm experts, torch.compile"
-        found[label] = transformers_step(folder, tokens, torch.bfloat16, "sdpa", "grouped_mm", compiled=True)
-        found[label]()
-    return found
+            first[candidate] = time.perf_counter() - begin
+            step()
+            took = min(_seconds(work, step) for _ in range(trials))
+        except Exception as error:  # a peer may fail in any way; the others go on
+            print(f"{candidate.name}: not here ({type(error).__name__}: {_line(error)})", file=sys.stderr, flush=True)
+            continue
+        print(f"{candidate.name}: {work.per_step / took:,.0f} tokens/s in a trial", file=sys.stderr, flush=True)
+        if best is None or took < best[0]:
+            best = took, candidate, step
+        del step
+        gc.collect()
+    return ({best[1]: best[2]} if best else {}), first
 
 
-def measure(args: argparse.Namespace) -> dict[str, list[float]]:
-    steps = entries(args)
-    seen = args.batch * args.seq_len
-    rates: dict[str, list[float]] = {name: [] for name in steps}
-    for step in steps.values():
+def _seconds(work: Work, step: Step) -> float:
+    synchronise(torch.device(work.device))
+    begin = time.perf_counter()
+    step()
+    synchronise(torch.device(work.device))
+    return time.perf_counter() - begin
+
+
+def _line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "no message")[:120]
+
+
+def field(work: Work, given: argparse.Namespace) -> tuple[dict[Entry, Step], dict[Entry, float]]:
+    """All that take part: moonlet's as they are, of every kind of peer the fastest."""
+    groups = [[e] for e in moonlet_entries(compiled=False)]
+    groups += [transformers_entries(compiled=False)]
+    groups += [dense_entries(optim, compiled=False) for optim in ("adamw", "muon")]
+    if given.compile:
+        if find_spec("moonlet.train.compile"):
+            groups += [[e] for e in moonlet_entries(compiled=True)]
+        groups += [transformers_entries(compiled=True), dense_entries("adamw", compiled=True)]
+    steps: dict[Entry, Step] = {}
+    first: dict[Entry, float] = {}
+    for group in groups:
+        found, took = screen(work, group, 1 if given.quick else 2)
+        steps, first = steps | found, first | took
+    # With another optimizer the same way is the fastest: a second compilation would only confirm it.
+    for e in [e for e in steps if e.family == "dense" and e.compiled]:
+        found, took = screen(work, [entry("dense", **(e.given | {"optim": "muon"}))], 1)
+        steps, first = steps | found, first | took
+    return steps, first
+
+
+def in_turn(work: Work, steps: dict[Entry, Step], given: argparse.Namespace) -> Rates:
+    """All in this process."""
+    device = torch.device(work.device)
+
+    def waiting(step: Step) -> float:
+        loss = step()
+        synchronise(device)
+        return loss
+
+    calls = {e: partial(waiting, step) for e, step in steps.items()}
+    return speeds(calls, dict.fromkeys(steps, work.per_step), given.rounds, given.steps, warm=1)
+
+
+def plainly(entries: Sequence[Entry], given: argparse.Namespace) -> Rates:
+    """Each in a process of its own, a process an entry in every round."""
+    rates: Rates = {e: [] for e in entries}
+    failed: set[Entry] = set()
+    for number in range(given.rounds):
+        for e in entries:
+            if e in failed:
+                continue
+            command = [sys.executable, __file__, *given.arguments, "--one", json.dumps([e.family, e.given])]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            try:
+                rates[e].append(float(done.stdout.strip().splitlines()[-1]))
+            except (IndexError, ValueError):
+                last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+                print(f"{e.name}: its process failed ({last[0][:120]})", file=sys.stderr, flush=True)
+                failed.add(e)
+        print(f"started plainly: round {number + 1} of {given.rounds}", file=sys.stderr, flush=True)
+    return {e: found for e, found in rates.items() if e not in failed}
+
+
+def one(given: argparse.Namespace) -> None:
+    """Such a process: prints its tokens a second."""
+    family, settings = json.loads(given.one)
+    if family == "moonlet":
+        keep_freed_memory()
+    work = work_of(given)
+    step = build_step(work, entry(family, **settings))
+    for _ in range(2 if given.quick else 3):
         step()
-    for _ in range(args.rounds):
-        for name, step in steps.items():
-            begin = time.perf_counter()
-            for _ in range(args.steps):
-                step()
-            rates[name].append(args.steps * seen / (time.perf_counter() - begin))
-    return rates
+    print(given.steps * work.per_step / sum(_seconds(work, step) for _ in range(given.steps)))
 
 
-def main() -> None:
+def report(work: Work, rates: Rates, peak: float) -> str:
+    """A markdown table: rates, ratios to the best of each kind of peer, share of the peak."""
+    kinds = {
+        "x transformers, eager": lambda e: e.family == "transformers" and not e.compiled,
+        "x transformers, compiled": lambda e: e.family == "transformers" and e.compiled,
+        "x dense GPT": lambda e: e.family == "dense",
+    }
+    peers = {name: _best(rates, chosen) for name, chosen in kinds.items()}
+    peers = {name: peer for name, peer in peers.items() if peer is not None}
+    rows = [["", "tokens/s, median", "min - max", *peers, "share of the peak"]]
+    for e, found in sorted(rates.items(), key=lambda item: -median(item[1])):
+        cells = []
+        for peer in peers.values():
+            middle, low, high = ratios(found, rates[peer])
+            cells.append("1" if peer is e else f"{middle:.2f} ({low:.2f} - {high:.2f})")
+        every, needed = (
+            100 * median(found) * e.training_flops(work, context) / peak
+            for context in (work.seq_len, (work.seq_len + 1) // 2)
+        )
+        rows.append([e.name, f"{median(found):,.0f}", f"{min(found):,.0f} - {max(found):,.0f}", *cells,
+                     f"{every:.0f}% ({needed:.0f}%)"])  # fmt: skip
+    return table(rows)
+
+
+def _best(rates: Rates, chosen: Any) -> Entry | None:
+    found = [e for e in rates if chosen(e)]
+    return max(found, key=lambda e: median(rates[e])) if found else None
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="k2-nano")
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--layers", type=int, default=6, help="layers of the model; 0: the preset's")
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--peers", type=int, default=3, help="how many of transformers' settings go into the rounds")
-    parser.add_argument("--compile", action="store_true", help="also time transformers under torch.compile (a minute)")
-    parser.add_argument("--plain-allocator", action="store_true", help="do not keep freed memory (nobody's tuning)")
-    args = parser.parse_args()
-    if not args.plain_allocator:
-        keep_freed_memory()
-    rates = measure(args)
-    table = Table(
-        title=f"{args.preset}, {args.batch} x {args.seq_len} tokens a step, {torch.get_num_threads()} threads"
+    parser.add_argument("--steps", type=int, default=3, help="steps of an entry in a round")
+    parser.add_argument("--threads", type=int, default=0, help="0: all cores")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--dtype", default="auto", choices=("auto", "bfloat16", "float32"), help="moonlet's and dense's"
     )
-    for column in ("", "tokens/s (median)", "min - max", "ratio to transformers' best"):
-        table.add_column(column, justify="left" if not column else "right")
-    best = max(statistics.median(r) for name, r in rates.items() if name != "moonlet")
-    for name, r in sorted(rates.items(), key=lambda item: -statistics.median(item[1])):
-        m = statistics.median(r)
-        table.add_row(name, f"{m:,.0f}", f"{min(r):,.0f} - {max(r):,.0f}", f"{m / best:.2f}")
-    Console(width=130).print(table)
-    if not args.plain_allocator:
-        print("\nThe same with the C library's allocator as it comes:", flush=True)
-        subprocess.run([sys.executable, __file__, *sys.argv[1:], "--plain-allocator"], check=True)
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="compiled entries too")
+    parser.add_argument("--plain", action=argparse.BooleanOptionalAction, default=True, help="the second table too")
+    parser.add_argument("--json", type=Path, help="write all numbers there")
+    parser.add_argument("--quick", action="store_true", help="a trial of seconds; its numbers mean nothing")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    given.arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if given.quick:
+        given.batch, given.seq_len, given.rounds, given.steps, given.compile = 2, 16, 2, 1, False
+    return given
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Try, time, print."""
+    given = parse(arguments)
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    if given.one:
+        one(given)
+        return
+    keep_freed_memory()
+    work = work_of(given)
+    rates = measure_rates(torch.device(work.device), 0.2 if given.quick else 3.0)
+    peak = (rates.bf16 if work.compute_dtype == torch.bfloat16 else None) or rates.fp32
+    steps, first = field(work, given)
+    print(f"{given.preset}, {work.config.num_hidden_layers} layers, vocabulary {work.config.vocab_size:,}, "
+          f"{work.batch} x {work.seq_len} tokens a step, {given.rounds} rounds of {given.steps} steps in turn\n"
+          f"{machine()}; moonlet and the dense GPT compute in {str(work.compute_dtype)[6:]}; large products reach "
+          f"{peak / 1e9:,.0f} GFLOP/s\n")  # fmt: skip
+    found = {"the same allocator for all": in_turn(work, steps, given)}
+    print(f"The same allocator for all:\n\n{report(work, found['the same allocator for all'], peak)}\n", flush=True)
+    compiling = [f"{e.name} {seconds:.0f} s" for e, seconds in first.items() if e.compiled]
+    if compiling:
+        print(f"First step, compilation included: {'; '.join(compiling)}\n", flush=True)
+    entries = list(steps)
+    steps.clear()
+    gc.collect()
+    if given.plain:
+        found["started plainly"] = plainly(entries, given)
+        print(f"Started plainly, each in a process of its own:\n\n{report(work, found['started plainly'], peak)}")
+    if given.json:
+        facts = {"machine": machine(), "preset": given.preset, "layers": work.config.num_hidden_layers,
+                 "batch": work.batch, "seq_len": work.seq_len, "peak": peak}  # fmt: skip
+        numbers = {how: {e.name: values for e, values in table.items()} for how, table in found.items()}
+        given.json.write_text(json.dumps({**facts, "tokens_per_s": numbers}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None

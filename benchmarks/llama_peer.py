@@ -1,0 +1,124 @@
+"""llama.cpp as a peer: greedy decoding of a GGUF through its C interface, some sequences at once.
+
+`llama_cpp` (pip install llama-cpp-python) is optional. Its low-level calls are used, because they alone decode many
+sequences in one batch, and because a loop over them is the fastest that a Python program gets from the library.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class LlamaModel:
+    """One file, loaded once.
+
+    Raises:
+        ImportError: llama_cpp is missing.
+        ValueError: llama.cpp does not load the file.
+    """
+
+    def __init__(self, file: Path, repack: bool = True) -> None:
+        import llama_cpp
+
+        self.api: Any = llama_cpp
+        self._quiet = llama_cpp.llama_log_callback(_ignore)
+        llama_cpp.llama_log_set(self._quiet, ctypes.c_void_p(0))
+        llama_cpp.llama_backend_init()
+        params = llama_cpp.llama_model_default_params()
+        params.n_gpu_layers = 0
+        params.use_extra_bufts = repack
+        self.model = llama_cpp.llama_model_load_from_file(str(file).encode(), params)
+        if not self.model:
+            raise ValueError(f"llama.cpp does not load {file}")
+        self.vocab_size: int = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
+
+    def close(self) -> None:
+        """Free it; sessions first."""
+        if self.model:
+            self.api.llama_model_free(self.model)
+            self.model = None
+
+
+class LlamaSession:
+    """Decoding with one setting of threads: `rows` sequences of at most `length` tokens."""
+
+    def __init__(self, model: LlamaModel, rows: int, length: int, threads: int) -> None:
+        api = self.api = model.api
+        self.vocab_size, self.rows = model.vocab_size, rows
+        params = api.llama_context_default_params()
+        # Each sequence has a share of the context of its own; multiples of 256 are what the cache is cut into.
+        params.n_ctx = rows * -(-length // 256) * 256
+        params.n_batch = params.n_ubatch = max(512, rows)
+        params.n_seq_max = rows
+        params.n_threads = params.n_threads_batch = threads
+        params.type_k = params.type_v = 0  # fp32
+        params.kv_unified = False
+        params.no_perf = True
+        self.context = api.llama_init_from_model(model.model, params)
+        if not self.context:
+            raise ValueError(f"llama.cpp makes no context of {rows} sequences of {length} tokens")
+        self._batch = api.llama_batch_init(max(512, rows), 0, 1)
+
+    def close(self) -> None:
+        """Free it."""
+        if self.context:
+            self.api.llama_batch_free(self._batch)
+            self.api.llama_free(self.context)
+            self.context = None
+
+    def clear(self) -> None:
+        """Forget all texts."""
+        self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
+
+    def prefill(self, prompt: list[int]) -> NDArray[np.float32]:
+        """Read the same prompt into every sequence; logits after it, [rows, vocabulary]."""
+        out = []
+        for row in range(self.rows):
+            self._feed([(token, at, row, at == len(prompt) - 1) for at, token in enumerate(prompt)])
+            out.append(self._logits(len(prompt) - 1).copy())
+        return np.stack(out)
+
+    def step(self, tokens: NDArray[np.int64], position: int) -> NDArray[np.float32]:
+        """One more token a sequence, at `position`; logits [rows, vocabulary]."""
+        self._feed([(int(token), position, row, True) for row, token in enumerate(tokens)])
+        return self._all()
+
+    def decode(self, prompt: list[int], tokens: int) -> tuple[list[list[int]], float]:
+        """Greedy continuation of every sequence, and the seconds that it took without reading the prompt."""
+        self.clear()
+        token = self.prefill(prompt).argmax(-1)
+        out = [token]
+        begin = time.perf_counter()
+        for at in range(len(prompt), len(prompt) + tokens):
+            token = self.step(token, at).argmax(-1)
+            out.append(token)
+        seconds = time.perf_counter() - begin
+        return np.stack(out, 1).tolist(), seconds
+
+    def _feed(self, entries: list[tuple[int, int, int, bool]]) -> None:
+        batch = self._batch
+        batch.n_tokens = len(entries)
+        for i, (token, position, row, wanted) in enumerate(entries):
+            batch.token[i], batch.pos[i] = token, position
+            batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, row, wanted
+        status = self.api.llama_decode(self.context, batch)
+        if status:
+            raise ValueError(f"llama_decode returned {status}")
+
+    def _logits(self, index: int) -> NDArray[np.float32]:
+        pointer = self.api.llama_get_logits_ith(self.context, index)
+        return np.ctypeslib.as_array(pointer, (self.vocab_size,))
+
+    def _all(self) -> NDArray[np.float32]:
+        """Where every token of the batch asked for its logits, they lie one after another."""
+        return np.ctypeslib.as_array(self.api.llama_get_logits(self.context), (self.rows, self.vocab_size))
+
+
+def _ignore(level: int, text: bytes, data: object) -> None:
+    """llama.cpp is talkative."""
