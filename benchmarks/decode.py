@@ -1,215 +1,248 @@
-"""Cached generation: moonlet against transformers' DeepseekV3ForCausalLM, the same weights, alternating in one run.
+"""Cached generation: moonlet against transformers and llama.cpp, the same weights, taking turns.
 
-    python benchmarks/decode.py                  # k2-nano, one thread, batch 1 and 16
-    python benchmarks/decode.py --threads 2 --rounds 15
+    python benchmarks/decode.py                                   # k2-nano and k2-small, batch 1 and 16
+    python benchmarks/decode.py --models k2-nano --batch 1 --rounds 9
+    pip install gguf llama-cpp-python                             # for llama.cpp, which is left out where it is missing
 
-Every setting of transformers (fp32 and bf16, attention eager and sdpa, all implementations of the experts) is timed
-first, and its fastest go into the rounds, as a bare loop over forward with its cache and as `generate`. moonlet runs in
-fp32, as the same bare loop (`Step`) and as `complete`, which also draws, decodes bytes and looks for ends; in batches
-exact (each row as it would be alone, the default) and with rows sharing their products. All are greedy. The allocator
-is told to keep freed memory, for both.
+Weights are random and written once as a Hugging Face model; transformers loads that, llama.cpp a GGUF made of the same
+weights (`gguf_model.py`), whose logits and first tokens are compared with moonlet's before anything is timed. All
+decode greedily. Every peer's settings are tried first (attention, experts, threads, layout), in fp32 and in bf16, and
+its fastest go into the rounds; ratios are taken round by round.
+
+moonlet runs as the bare step and as `complete`, which also reads the prompt, draws, decodes bytes and looks for ends;
+transformers as a bare loop over its cache and as `generate`; llama.cpp as a loop over `llama_decode`. "bound" is how
+many tokens a second reading the weights allows, at the bandwidth measured here (`bandwidth.py`); a model that fits into
+the processor's cache may exceed it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import statistics
+import sys
 import tempfile
-import time
-from collections.abc import Callable
-from itertools import product
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache
-from transformers.utils.logging import disable_progress_bar
+from bandwidth import bound, read_bandwidth
+from decode_entries import (
+    BYTES,
+    DTYPES,
+    PROMPT_IDS,
+    Entry,
+    Task,
+    fastest,
+    llama_candidates,
+    moonlet_candidates,
+    moonlet_complete,
+    moonlet_models,
+    transformers_candidates,
+    transformers_generate,
+)
+from gguf_model import check, write_gguf
+from llama_peer import LlamaWorker
+from small_runs import table
+from steps import machine, ratios
 
-from moonlet.generate import SamplingParams, Step, complete, lay_out
+from moonlet.config import ModelConfig, preset
 from moonlet.hub.write import write_model
+from moonlet.model.count import count
 from moonlet.model.init import build
 from moonlet.model.model import CausalLM
 from moonlet.ops.allocator import keep_freed_memory
-from moonlet.text import ByteTokenizer
 
-PROMPT = "Once upon a time there was"
-BYTES = ByteTokenizer()
-SETTINGS = list(product(("float32", "bfloat16"), ("eager", "sdpa"), ("eager", "batched_mm", "grouped_mm")))
-FINALISTS = 3
-
-Run = Callable[[int, int], float]
-"""(batch, tokens) -> tokens a second, over all rows."""
-
-
-def moonlet_loop(model: CausalLM, exact: bool) -> Run:
-    """The decode step and argmax."""
-    step = Step(model, exact)
-
-    @torch.inference_mode()
-    def run(batch: int, tokens: int) -> float:
-        prompt = prompts(batch)
-        cache = model.new_cache(batch, prompt.shape[1] + tokens)
-        token = model.last_logits(prompt, cache).argmax(-1)
-        start = time.perf_counter()
-        for _ in range(tokens):
-            token = step(token, cache).argmax(-1)
-        return batch * tokens / (time.perf_counter() - start)
-
-    return run
+QUICK = {
+    "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "q_lora_rank": 32,
+    "kv_lora_rank": 32, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 32, "intermediate_size": 96,
+    "moe_intermediate_size": 32, "vocab_size": 320,
+}  # fmt: skip
+# llama.cpp attends in fp16 and rounds activations where weights are bf16.
+_NEAR = {"F32": 0.02, "BF16": 0.1}
 
 
-def moonlet_complete(model: CausalLM, exact: bool) -> Run:
-    """What a user calls."""
-
-    def run(batch: int, tokens: int) -> float:
-        params = SamplingParams(max_new_tokens=tokens, temperature=0.0)
-        start = time.perf_counter()
-        done = complete(model, BYTES, [PROMPT] * batch, params, batch_size=batch, exact=exact)
-        seconds = time.perf_counter() - start
-        assert all(len(c.token_ids) == tokens for c in done)
-        return batch * tokens / seconds
-
-    return run
+def make_model(name: str, quick: bool) -> CausalLM:
+    """Random weights, and no text that ends early: [EOS] has a logit of zero, which is never the largest."""
+    model = build(preset(name).replace(**QUICK) if quick else name).eval()
+    with torch.no_grad():
+        model.lm_head.weight[BYTES.eos_id] = 0.0
+    return model
 
 
-def transformers_loop(model: Any) -> Run:
-    """Its forward with its cache, and argmax."""
-
-    @torch.inference_mode()
-    def run(batch: int, tokens: int) -> float:
-        cache = DynamicCache(config=model.config)
-
-        def next_token(ids: Tensor) -> Tensor:
-            out = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            token: Tensor = out.logits[:, -1].argmax(-1, keepdim=True)
-            return token
-
-        token = next_token(prompts(batch))
-        start = time.perf_counter()
-        for _ in range(tokens):
-            token = next_token(token)
-        return batch * tokens / (time.perf_counter() - start)
-
-    return run
-
-
-def transformers_generate(model: Any) -> Run:
-    """What its users call."""
-
-    def run(batch: int, tokens: int) -> float:
-        ids = prompts(batch)
-        start = time.perf_counter()
-        model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=tokens,
-            min_new_tokens=tokens,
-            do_sample=False,
-            pad_token_id=BYTES.pad_id,
-        )
-        return batch * tokens / (time.perf_counter() - start)
-
-    return run
-
-
-def prompts(batch: int) -> Tensor:
-    """[batch, T], equal rows."""
-    return torch.tensor([[BYTES.bos_id, *BYTES.encode(PROMPT)]] * batch)
-
-
-def load_peers(folder: Path) -> dict[str, Any]:
-    """transformers' model in every setting that it can be built in, by name."""
-    peers = {}
-    for dtype, attention, experts in SETTINGS:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), attn_implementation=attention, experts_implementation=experts
-        )
-        peers[f"{dtype}, {attention}, {experts}"] = model.train(False)
-    return peers
+def start_llama(model: CausalLM, folder: Path, kinds: Sequence[str]) -> dict[str, LlamaWorker]:
+    """llama.cpp with the model in every type, by name; empty, and a line said, where it is not to be had."""
+    missing = [package for package in ("gguf", "llama_cpp") if not find_spec(package)]
+    try:
+        if missing:
+            raise ValueError(f"{' and '.join(missing)} not installed: pip install gguf llama-cpp-python")
+        check(model)
+    except ValueError as error:
+        print(f"llama.cpp is left out: {error}", file=sys.stderr, flush=True)
+        return {}
+    workers = {}
+    for kind in kinds:
+        for name, repack in ((kind, True), (f"{kind}, as stored", False)):
+            try:
+                file = folder / f"{kind}.gguf"
+                workers[name] = LlamaWorker(file if file.is_file() else write_gguf(model, file, kind), repack)
+                workers[name].decode(PROMPT_IDS, 1, 1, 1)
+            except ValueError as error:
+                print(f"llama.cpp, {name}: left out ({error})", file=sys.stderr, flush=True)
+                workers.pop(name, None)
+    return workers
 
 
 @torch.inference_mode()
-def check(model: CausalLM, peers: dict[str, Any]) -> None:
-    """All compute the same logits; in bf16 a token may be routed otherwise, so they are only near."""
-    want = model(prompts(1))[0, -1]
-    for name, peer in peers.items():
-        error = float((peer(prompts(1)).logits[0, -1].float() - want).norm() / want.norm())
-        assert error < (1e-4 if name.startswith("float32") else 0.5), f"{name} computes something else: {error:.1e}"
+def compare(model: CausalLM, workers: dict[str, LlamaWorker], tokens: int = 16) -> list[str]:
+    """How near llama.cpp's numbers are to moonlet's, a line a type.
+
+    Raises:
+        ValueError: its unquantised logits are not moonlet's.
+    """
+    ids = torch.tensor([PROMPT_IDS])
+    want = model(ids)[0, -1].numpy()
+    for _ in range(tokens):
+        ids = torch.cat((ids, model.last_logits(ids).argmax(-1, keepdim=True)), 1)
+    ours = ids[0, len(PROMPT_IDS) :].tolist()
+    lines = []
+    for name, worker in workers.items():
+        error = float(abs(worker.logits(PROMPT_IDS) - want).max() / abs(want).max())
+        theirs = worker.decode(PROMPT_IDS, tokens - 1, 1, 1)[0][0]
+        same = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b), tokens)
+        if error > _NEAR.get(name.partition(",")[0], 10.0):
+            raise ValueError(f"llama.cpp, {name}, computes something else: its logits are off by {error:.1%}")
+        lines.append(f"llama.cpp, {name}: logits within {error:.2%} of moonlet's fp32, first {same} tokens the same")
+    return lines
 
 
-def contest(batch: int, ours: dict[str, Run], peers: dict[str, Any], rounds: int, tokens: int) -> Table:
-    """Time everything in turn, `rounds` times, and tabulate medians and spreads."""
-    screened = {name: max(transformers_loop(m)(batch, tokens // 4) for _ in range(3)) for name, m in peers.items()}
-    best = sorted(screened, key=lambda name: -screened[name])[:FINALISTS]
-    runs = dict(ours)
-    for name in best:
-        runs[f"transformers loop ({name})"] = transformers_loop(peers[name])
-        runs[f"transformers generate ({name})"] = transformers_generate(peers[name])
-    speeds: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        run(batch, 4)
+def contenders(task: Task, workers: dict[str, LlamaWorker], quick: bool) -> list[Entry]:
+    """Of every family and dtype the fastest setting, in the ways it is used."""
+    entries: list[Entry] = []
+    trial, tries = (2, 1) if quick else (max(8, task.tokens // 4), 3)
+    for dtype in DTYPES:
+        for model, exact in moonlet_models(task, dtype):
+            loop = fastest(moonlet_candidates(task, model, dtype, exact), trial, tries)
+            entries += [loop, moonlet_complete(task, loop)] if loop else []
+        peer = fastest(transformers_candidates(task, dtype), trial, tries) if find_spec("transformers") else None
+        entries += [peer, transformers_generate(task, peer)] if peer else []
+    for kind in dict.fromkeys(name.partition(",")[0] for name in workers):
+        peer = fastest(llama_candidates(task, workers, kind), trial, tries)
+        entries += [peer] if peer else []
+    return entries
+
+
+def contest(entries: Sequence[Entry], rounds: int, tokens: int) -> list[list[float]]:
+    """Tokens a second of each, a number a round, in turn."""
+    speeds: list[list[float]] = [[] for _ in entries]
+    for entry in entries:
+        entry.run(4)
     for _ in range(rounds):
-        for name, run in runs.items():
-            speeds[name].append(run(batch, tokens))
-    peer_best = max((name for name in runs if name.startswith("transformers")), key=lambda n: median(speeds[n]))
-    table = Table(title=f"batch {batch}, {rounds} alternating rounds of {tokens} tokens a row")
-    for column in ("", "tokens/s, median", "range", "x best transformers", "range over rounds"):
-        table.add_column(column, justify="left" if not column else "right")
-    for name, found in speeds.items():
-        # Rounds are compared with themselves: what else the machine does then strikes both.
-        ratios = sorted(a / b for a, b in zip(found, speeds[peer_best], strict=True))
-        table.add_row(
-            name,
-            f"{median(found):,.0f}",
-            f"{min(found):,.0f} - {max(found):,.0f}",
-            f"{median(ratios):.2f}",
-            f"{ratios[0]:.2f} - {ratios[-1]:.2f}",
-        )
-    return table
+        for entry, found in zip(entries, speeds, strict=True):
+            found.append(entry.run(tokens))
+    return speeds
 
 
-def median(values: list[float]) -> float:
-    """The middle one."""
-    return statistics.median(values)
+def report(
+    config: ModelConfig, rows: int, entries: Sequence[Entry], speeds: Sequence[list[float]], bandwidth: float
+) -> str:
+    """A markdown table; ratios are to the fastest of transformers' `generate`, and to llama.cpp's fp32 or bf16."""
+    exact = ("llama.cpp, F32", "llama.cpp, BF16")
+    kinds = {
+        "x transformers": [i for i, e in enumerate(entries) if "generate" in e.name],
+        "x llama.cpp": [i for i, e in enumerate(entries) if e.name.startswith(exact)],
+    }
+    peers = {name: max(found, key=lambda i: median(speeds[i])) for name, found in kinds.items() if found}
+    lines = [["", "threads", "tokens/s, median", "min - max", *peers, "of the bound"]]
+    for i, (entry, found) in enumerate(zip(entries, speeds, strict=True)):
+        cells = []
+        for peer in peers.values():
+            middle, low, high = ratios(found, speeds[peer])
+            cells.append("1" if peer == i else f"{middle:.2f} ({low:.2f} - {high:.2f})")
+        most = bound(config, rows, 1, bandwidth) / entry.width
+        lines.append([entry.name, entry.threads, f"{median(found):,.0f}", f"{min(found):,.0f} - {max(found):,.0f}",
+                      *cells, f"{median(found) / most:.0%} of {most:,.0f}"])  # fmt: skip
+    return table(lines)
 
 
-def main() -> None:
-    """Parse, build, contend, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default="k2-nano")
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["k2-nano", "k2-small"], help="presets")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=128, help="a row in a round; a quarter of it for large models")
+    cores = os.cpu_count() or 1
+    parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, cores}), help="numbers that are tried")
+    kinds = ["F32", "BF16", "Q8_0", "Q4_0"]
+    parser.add_argument("--gguf", nargs="*", choices=kinds, default=kinds, help="types for llama.cpp; none: without it")
+    parser.add_argument("--json", type=Path, help="write all numbers there")
+    parser.add_argument("--quick", action="store_true", help="a trial of seconds; its numbers mean nothing")
+    given = parser.parse_args(arguments)
+    if given.quick:
+        given.models, given.rounds, given.tokens, given.threads = given.models[:1], 2, 4, [1]
+        given.gguf = given.gguf[:2]
+    return given
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Build, compare, try, time, print."""
+    given = parse(arguments)
     keep_freed_memory()
-    disable_progress_bar()
-    console = Console(width=120)
-    model = build(options.preset).eval()
-    with torch.no_grad():
-        model.lm_head.weight[BYTES.eos_id] = 0.0  # a logit of zero is never the largest: no text ends early
-    with tempfile.TemporaryDirectory() as folder:
-        write_model(model, Path(folder))
-        peers = load_peers(Path(folder))
-    check(model, peers)
-    lay_out(model)
-    console.print(f"{options.preset}, {options.threads} thread(s), torch {torch.__version__}")
-    for batch in options.batch:
-        ours = {}
-        for exact in (True, False) if batch > 1 else (True,):
-            kind = f"float32, {'exact' if exact else 'shared products'}" if batch > 1 else "float32"
-            ours[f"moonlet loop ({kind})"] = moonlet_loop(model, exact)
-            ours[f"moonlet complete ({kind})"] = moonlet_complete(model, exact)
-        console.print(contest(batch, ours, peers, options.rounds, options.tokens))
+    size = 2**24 if given.quick else 2**29
+    widths = {threads: read_bandwidth(threads, 0.1 if given.quick else 1.5, size) for threads in given.threads}
+    bandwidth = max(widths.values())
+    measured = ", ".join(f"{value / 1e9:.1f} GB/s on {threads}" for threads, value in widths.items())
+    print(f"{machine()}; memory is read at {measured} thread(s)\n", flush=True)
+    numbers: dict[str, Any] = {"machine": machine(), "bandwidth": widths, "tokens_per_s": {}}
+    for name in given.models:
+        with tempfile.TemporaryDirectory(prefix="moonlet-bench-") as work:
+            folder = Path(work)
+            model = make_model(name, given.quick)
+            write_model(model, folder)
+            workers = start_llama(model, folder, given.gguf) if given.gguf else {}
+            try:
+                _one_model(name, model, folder, workers, bandwidth, given, numbers)
+            finally:
+                for worker in workers.values():
+                    worker.close()
+    if given.json:
+        given.json.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+
+
+def _one_model(
+    name: str,
+    model: CausalLM,
+    folder: Path,
+    workers: dict[str, LlamaWorker],
+    bandwidth: float,
+    given: argparse.Namespace,
+    numbers: dict[str, Any],
+) -> None:
+    sizes = count(model.config)
+    for line in compare(model, workers):
+        print(line)
+    tokens = given.tokens if sizes.active < 2e7 else max(8, given.tokens // 4)
+    for rows in given.batch:
+        task = Task(folder, rows, tokens, tuple(given.threads))
+        entries = contenders(task, workers, given.quick)
+        speeds = contest(entries, given.rounds, tokens)
+        print(f"\n{name}, {sizes.total / 1e6:.1f} M parameters, {sizes.active_with_head / 1e6:.1f} M met by a token, "
+              f"batch {rows}, {given.rounds} rounds of {tokens} tokens a row, in turn:\n\n"
+              f"{report(model.config, rows, entries, speeds, bandwidth)}\n", flush=True)  # fmt: skip
+        numbers["tokens_per_s"][f"{name}, batch {rows}"] = {
+            e.name: found for e, found in zip(entries, speeds, strict=True)
+        }
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None

@@ -2,11 +2,17 @@
 
 `llama_cpp` (pip install llama-cpp-python) is optional. Its low-level calls are used, because they alone decode many
 sequences in one batch, and because a loop over them is the fastest that a Python program gets from the library.
+
+It runs in a process of its own (`LlamaWorker`), which waits while it is not asked: its threads and those of PyTorch
+would else be in each other's way, and a failed assertion inside it would end the benchmark.
 """
 
 from __future__ import annotations
 
 import ctypes
+import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -57,7 +63,6 @@ class LlamaSession:
         params.n_batch = params.n_ubatch = max(512, rows)
         params.n_seq_max = rows
         params.n_threads = params.n_threads_batch = threads
-        params.type_k = params.type_v = 0  # fp32
         params.kv_unified = False
         params.no_perf = True
         self.context = api.llama_init_from_model(model.model, params)
@@ -120,5 +125,97 @@ class LlamaSession:
         return np.ctypeslib.as_array(self.api.llama_get_logits(self.context), (self.rows, self.vocab_size))
 
 
+class LlamaWorker:
+    """A file in a process of its own.
+
+    Raises:
+        ValueError: llama.cpp does not load the file, or its process ends; the message has its last words.
+    """
+
+    def __init__(self, file: Path, repack: bool = True) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, str(file), str(int(repack))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._answer()
+
+    def decode(self, prompt: list[int], tokens: int, rows: int, threads: int) -> tuple[list[list[int]], float]:
+        """As `LlamaSession.decode`; the session is kept for the next call of the same size."""
+        answer = self._ask({"prompt": prompt, "tokens": tokens, "rows": rows, "threads": threads})
+        return answer["tokens"], answer["seconds"]
+
+    def logits(self, prompt: list[int]) -> NDArray[np.float32]:
+        """Logits after a prompt, [vocabulary]."""
+        answer = self._ask({"prompt": prompt, "tokens": 0, "rows": 1, "threads": 1, "logits": True})
+        return np.array(answer["logits"], dtype=np.float32)
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process.poll() is None:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+            self._process.wait(timeout=30)
+
+    def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(question) + "\n")
+            self._process.stdin.flush()
+        except OSError:
+            pass  # it has ended; what it said is read below
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        line = self._process.stdout.readline()
+        if not line:
+            last = self._process.stderr.read().strip().splitlines()[-1:] or [f"exit code {self._process.wait()}"]
+            raise ValueError(f"llama.cpp's process ended: {last[0][:160]}")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise ValueError(answer["error"])
+        return answer
+
+
+def serve(file: Path, repack: bool) -> None:
+    """Answer questions, one a line, until there are no more."""
+
+    def say(answer: dict[str, Any]) -> None:
+        print(json.dumps(answer), flush=True)
+
+    try:
+        model = LlamaModel(file, repack)
+    except (ImportError, ValueError) as error:
+        say({"error": str(error)})
+        return
+    say({"vocabulary": model.vocab_size})
+    sessions: dict[tuple[int, int, int], LlamaSession] = {}
+    for line in sys.stdin:
+        ask = json.loads(line)
+        key = ask["rows"], -(-(len(ask["prompt"]) + ask["tokens"] + 1) // 256) * 256, ask["threads"]
+        try:
+            if key not in sessions:
+                sessions[key] = LlamaSession(model, *key)
+            if ask.get("logits"):
+                sessions[key].clear()
+                say({"logits": sessions[key].prefill(ask["prompt"])[0].tolist()})
+            else:
+                tokens, seconds = sessions[key].decode(ask["prompt"], ask["tokens"])
+                say({"tokens": tokens, "seconds": seconds})
+        except ValueError as error:
+            say({"error": str(error)})
+    for session in sessions.values():
+        session.close()
+    model.close()
+
+
 def _ignore(level: int, text: bytes, data: object) -> None:
     """llama.cpp is talkative."""
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]), sys.argv[2] == "1")
