@@ -12,11 +12,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from moonlet.generate.decoding import lay_out, new_step
     from moonlet.generate.engine import Completion, complete, generate, stream
     from moonlet.generate.sample import SamplingParams
-    from moonlet.generate.step import Step, lay_out
+    from moonlet.generate.step import Step
 
-__all__ = ["Completion", "SamplingParams", "Step", "complete", "generate", "lay_out", "stream"]
+__all__ = ["Completion", "SamplingParams", "Step", "complete", "generate", "lay_out", "new_step", "stream"]
 
 _HOME = {
     "Completion": "moonlet.generate.engine",
@@ -24,7 +25,8 @@ _HOME = {
     "Step": "moonlet.generate.step",
     "complete": "moonlet.generate.engine",
     "generate": "moonlet.generate.engine",
-    "lay_out": "moonlet.generate.step",
+    "lay_out": "moonlet.generate.decoding",
+    "new_step": "moonlet.generate.decoding",
     "stream": "moonlet.generate.engine",
 }
 

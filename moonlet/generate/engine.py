@@ -17,8 +17,8 @@ from typing import Literal, TypedDict, Unpack, overload
 import torch
 from torch import Tensor
 
+from moonlet.generate.decoding import new_step
 from moonlet.generate.sample import RandomStream, SamplingParams, sample
-from moonlet.generate.step import Step
 from moonlet.generate.text import TextStream
 from moonlet.model.cache import Cache
 from moonlet.model.model import CausalLM
@@ -205,7 +205,7 @@ def _run(
     model: CausalLM, tokenizer: Tokenizer, rows: list[_Row], params: SamplingParams, batch_size: int, exact: bool
 ) -> Iterator[tuple[int, str]]:
     """Finish `rows`, `batch_size` at a time, yielding pieces of text."""
-    step = Step(model, exact)
+    step = new_step(model, exact)
     for first in range(0, len(rows), batch_size):
         live = rows[first : first + batch_size]
         cache = model.new_cache(len(live), max(len(row.prompt) for row in live) + params.max_new_tokens)

@@ -3,8 +3,8 @@
 The same mathematics as CausalLM.last_logits for one new token (MLA in absorbed form, see model/mla.py; GQA's query
 heads as rows of their group), written for a step whose matrices are so small that calling an operation costs as much
 as the operation: no time axis, no modules called, everything that is the same for all layers or all steps prepared
-once. On a CPU a step is then bound by reading the weights, for which `lay_out` gives them the order that one row
-streams fastest.
+once. On a CPU a step is then bound by reading the weights, for which `decoding.lay_out` gives them the order that one
+row streams fastest. Where the native step runs (`native_step.py`) it takes this one's place.
 
 A matrix library sums in another order for 16 rows than for one, and a router amplifies last bits: where two experts
 nearly tie, another is chosen. So an `exact` step takes the rows through each layer one after another (while its
@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from moonlet.generate.kda_step import KDAStep
 from moonlet.model.cache import Cache, DeltaCache, KeyValueCache, LatentCache, LayerCache
@@ -32,30 +32,11 @@ from moonlet.model.layer import Layer
 from moonlet.model.linear import Linear, TiedHead
 from moonlet.model.mla import MLA
 from moonlet.model.model import CausalLM
-from moonlet.model.moe import Experts, MoE
+from moonlet.model.moe import MoE
 from moonlet.model.norm import RMSNorm
 from moonlet.model.rope import Rope
 from moonlet.model.router import Router
 from moonlet.ops.experts import experts
-
-
-def lay_out(model: CausalLM) -> None:
-    """Store every matrix that a decode step reads column by column, in place; its values and shape stay.
-
-    One row times a matrix reads it once from memory, and the library does so about 1.5 times as fast in this order.
-    For a model that will only generate: in training it changes the last bits of sums.
-    """
-    for name, module in model.named_modules():
-        # kv_b_proj is used in two halves a head, for which the usual order is right.
-        if isinstance(module, Linear) and not name.endswith("kv_b_proj"):
-            _by_columns(module.weight)
-        elif isinstance(module, Experts):
-            _by_columns(module.gate_up_proj)
-            _by_columns(module.down_proj)
-
-
-def _by_columns(parameter: nn.Parameter) -> None:
-    parameter.data = parameter.data.transpose(-1, -2).contiguous().transpose(-1, -2)
 
 
 class Step:

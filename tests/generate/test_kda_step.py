@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from moonlet.config.linear_attention import LinearAttention
+from moonlet.generate.decoding import lay_out
 from moonlet.generate.engine import generate
-from moonlet.generate.step import Step, lay_out
+from moonlet.generate.step import Step
 from moonlet.model.cache import Cache, DeltaCache
 from moonlet.model.model import CausalLM
+from moonlet.ops.dispatch import force
 from moonlet.text import ByteTokenizer
 from tests.conftest import HYBRID
 
@@ -79,7 +81,8 @@ def test_step_equals_the_model(tiny_model: Make, changes: dict[str, Any], length
 def test_exact_logits_are_the_lone_rows_to_the_bit(tiny_model: Make, dtype: torch.dtype, laid_out: bool) -> None:
     model = tiny_model(**HYBRID).to(dtype)
     if laid_out:
-        lay_out(model)
+        with force("decode_step", "plain"):
+            lay_out(model)
     lengths, tokens, step = [3, 12, 0, 3, 9], torch.arange(5), Step(model, exact=True)
     together, alone = prefilled(model, lengths), prefilled(model, lengths)
     for _ in range(4):
@@ -103,7 +106,8 @@ def test_step_in_bf16_is_near_the_model_in_bf16(tiny_model: Make, exact: bool) -
 
 def test_lay_out_changes_no_value(tiny_model: Make) -> None:
     model, plain = tiny_model(**HYBRID), tiny_model(**HYBRID)
-    lay_out(model)
+    with force("decode_step", "plain"):
+        lay_out(model)
     for name, value in plain.state_dict().items():
         assert torch.equal(model.state_dict()[name], value), name
     compare(model, [3, 12, 7], exact=False)

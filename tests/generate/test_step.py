@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from moonlet.generate.step import Step, lay_out
+from moonlet.generate.decoding import lay_out
+from moonlet.generate.step import Step
 from moonlet.model.cache import Cache
 from moonlet.model.model import CausalLM
+from moonlet.ops.dispatch import force
 from tests.conftest import GQA
 
 YARN = {
@@ -111,7 +113,8 @@ def test_exact_logits_are_the_lone_rows_to_the_bit(
 ) -> None:
     model = tiny_model(**changes).to(dtype)
     if laid_out:
-        lay_out(model)
+        with force("decode_step", "plain"):
+            lay_out(model)
     lengths, tokens, step = [3, 12, 7, 3, 9], torch.arange(5), Step(model, exact=True)
     together, alone = prefilled(model, lengths), prefilled(model, lengths)
     for layer in together.layers:
@@ -138,7 +141,8 @@ def test_step_in_bf16_is_near_the_model_in_bf16(tiny_model: Callable[..., Causal
 
 def test_lay_out_changes_strides_and_nothing_else(tiny_model: Callable[..., CausalLM]) -> None:
     model, plain = tiny_model(), tiny_model()
-    lay_out(model)
+    with force("decode_step", "plain"):
+        lay_out(model)
     assert model.lm_head.weight.stride() == (1, 61)
     for name, value in plain.state_dict().items():
         assert torch.equal(model.state_dict()[name], value), name

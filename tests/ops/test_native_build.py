@@ -93,3 +93,14 @@ def test_a_folder_others_can_write_is_not_used(monkeypatch: pytest.MonkeyPatch, 
     assert native._cache() == tmp_path / "native"
     (tmp_path / "native").chmod(0o777)
     assert native._cache() != tmp_path / "native"
+
+
+@needs_compiler
+def test_headers_and_a_sources_own_flags_are_followed(source: Path, tmp_path: Path) -> None:
+    source.write_text(f'// flags: -DTHREE=3\n#include "outer.hpp"\n{SOURCE.replace("+= 2", "+= THREE + NONE")}')
+    (tmp_path / "outer.hpp").write_text('#include "inner.hpp"\n')
+    (tmp_path / "inner.hpp").write_text("#define NONE 0\n")
+    built = native.build(source, tmp_path)
+    assert ctypes.CDLL(str(built)).twice(10) == 30
+    (tmp_path / "inner.hpp").write_text("#define NONE 1\n")
+    assert ctypes.CDLL(str(native.build(source, tmp_path))).twice(10) == 40

@@ -1,8 +1,9 @@
 """Compile, keep and load the C++ kernels.
 
-What is kept is named after a hash of everything it follows from: the source, the flags, the compiler and the processor
-(which -march=native builds for). It is written under a temporary name and renamed, so that runs that start together
-find none or a whole one. MOONLET_NATIVE=0 switches all kernels off; MOONLET_CACHE moves the folder.
+What is kept is named after a hash of everything it follows from: the source with what it includes, the flags, the
+compiler and the processor (which -march=native builds for). It is written under a temporary name and renamed, so that
+runs that start together find none or a whole one. A source's first line may add flags of its own, "// flags: ...".
+MOONLET_NATIVE=0 switches all kernels off; MOONLET_CACHE moves the folder.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -84,10 +86,12 @@ def build(source: Path, folder: Path | None = None) -> Path:
     compiler, version = _compiler(), compiler_name()
     if compiler is None or not version:
         raise _Failure("no C++ compiler: install g++ or clang, and the next start builds the kernels")
-    problem, headers = "", sorted(source.parent.glob("*.h"))
+    problem = ""
+    texts = _texts(source)
+    own = texts[0].partition("\n")[0].partition("// flags:")[2].split()
     for flags in _TRIES:
-        command = [compiler, *_FLAGS, *flags]
-        facts = [*(file.read_text(encoding="utf-8") for file in (source, *headers)), *command, version, _processor()]
+        command = [compiler, *_FLAGS, *own, *flags]
+        facts = [*texts, *command, version, _processor()]
         key = hashlib.sha256("\0".join(facts).encode()).hexdigest()[:16]
         target = (folder or _cache()) / f"{source.stem}-{key}.so"
         if target.is_file():
@@ -96,6 +100,16 @@ def build(source: Path, folder: Path | None = None) -> Path:
         if not problem:
             return target
     raise _Failure(f"{Path(compiler).name} does not compile {source.name} ({problem})")
+
+
+def _texts(source: Path) -> list[str]:
+    """The source and every header beside it that it includes, itself or through another."""
+    paths, texts = [source], []
+    for path in paths:
+        texts.append(path.read_text(encoding="utf-8"))
+        named = (path.parent / name for name in re.findall(r'^#include "(.+)"', texts[-1], re.MULTILINE))
+        paths += [header for header in named if header not in paths]
+    return texts
 
 
 def _compile(command: list[str], target: Path) -> str:
