@@ -3,9 +3,9 @@
 //   dots      y[b][o] = sum_k w[o][k] x[b][k]       rows of a matrix against vectors: weights, and keys against queries
 //   combine   y[b][j] = sum_k c[b][k] w[k][j]       sums of rows: values, and queries moved into the latent's space
 //
-// Every y is one sum in sixteen lanes, taken in the order of k and folded at the end by halves, whatever the other
-// outputs and vectors are and whoever computes it: a row's bits do not depend on its company. So nothing here may be
-// reordered by the compiler (-fno-associative-math). Weights are float or bfloat16, the arithmetic is float.
+// Every y is one sum in sixteen lanes, taken in one order and folded at the end by halves, whatever the other outputs
+// and vectors are and whoever computes it: a row's bits do not depend on its company. So nothing here may be reordered
+// by the compiler (-fno-associative-math). Weights are float or bfloat16, the arithmetic is float.
 #pragma once
 
 #include <cstdint>
@@ -125,6 +125,36 @@ inline f16 exponential(f16 x) {
 
 inline f16 sigmoid(f16 x) { return 1.0f / (1.0f + exponential(-x)); }
 
+// Thirty-two numbers. Of bfloat16 two lie in 32 bits, and shifting and masking makes floats of them: so the even ones
+// come first, then the odd ones, and what they are multiplied by has to be taken in the same order.
+constexpr int PAIR = 2 * LANES;
+
+struct Pair {
+  f16 first, second;
+};
+
+inline Pair load_pair(const float* p) { return {load(p), load(p + LANES)}; }
+
+inline Pair load_pair(const Bf16* p) {
+  u16 v;
+  memcpy(&v, p, sizeof v);
+  return {(f16)(v << 16), (f16)(v & 0xffff0000u)};
+}
+
+template <class T>
+inline Pair in_order_of(f16 a, f16 b) {
+  if (std::is_same<T, float>::value) return {a, b};
+  return {SHUFFLE(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30),
+          SHUFFLE(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31)};
+}
+
+template <class T>
+inline Pair in_usual_order(f16 a, f16 b) {
+  if (std::is_same<T, float>::value) return {a, b};
+  return {SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23),
+          SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)};
+}
+
 // f over n numbers, the last ones in a vector of their own.
 template <class F>
 inline void each(int64_t n, F f) {
@@ -165,26 +195,35 @@ constexpr int TILE = 8;  // rows of the matrix at a time: with three vectors 24 
 constexpr int TILE = 2;
 #endif
 
-template <class T, int N>
+template <class T, int N, bool AHEAD>
 inline void tile(const T* const* w, const float* const* x, int64_t K, int64_t ahead, f16 (&sum)[N][8]) {
   f16 acc[N][TILE] = {};
-  const int64_t whole = K & ~(int64_t)(LANES - 1);
-  for (int64_t k = 0; k < whole; k += LANES) {
-    f16 v[N];
+  int64_t k = 0;
+  for (; k + PAIR <= K; k += PAIR) {
+    Pair v[N];
 #pragma GCC unroll 8
-    for (int n = 0; n < N; n++) v[n] = load(x[n] + k);
+    for (int n = 0; n < N; n++) v[n] = in_order_of<T>(load(x[n] + k), load(x[n] + k + LANES));
 #pragma GCC unroll 8
     for (int r = 0; r < TILE; r++) {
-      f16 row = load(w[r] + k);
-      if (ahead) __builtin_prefetch(w[r] + k + ahead);
+      const Pair row = load_pair(w[r] + k);
+      if (AHEAD) {
+        __builtin_prefetch(w[r] + k + ahead);
+        if (sizeof(T) == 4) __builtin_prefetch(w[r] + k + ahead + LANES);
+      }
 #pragma GCC unroll 8
-      for (int n = 0; n < N; n++) acc[n][r] += row * v[n];
+      for (int n = 0; n < N; n++) {
+        acc[n][r] += row.first * v[n].first;
+        acc[n][r] += row.second * v[n].second;
+      }
     }
   }
-  if (whole < K)
-    for (int r = 0; r < TILE; r++)
-      for (int n = 0; n < N; n++)
-        acc[n][r] += load_some(w[r] + whole, K - whole) * load_some(x[n] + whole, K - whole);
+  for (; k < K; k += LANES) {
+    const int64_t some = K - k < LANES ? K - k : LANES;
+    for (int r = 0; r < TILE; r++) {
+      const f16 row = some == LANES ? load(w[r] + k) : load_some(w[r] + k, some);
+      for (int n = 0; n < N; n++) acc[n][r] += row * get(x[n] + k, some);
+    }
+  }
   for (int n = 0; n < N; n++)
     for (int r = 0; r < TILE; r++) sum[n][r] = acc[n][r];
 }
@@ -197,13 +236,16 @@ void dots(const T* w, int64_t stride, int64_t first, int64_t last, const Rows& r
     for (int r = 0; r < TILE; r++) p[r] = w + (o + r < last ? o + r : last - 1) * stride;
     const int64_t count = last - o < TILE ? last - o : TILE;
     // What the next tile reads is asked for while this one is multiplied, by the first vectors only.
-    int64_t ahead = TILE * stride;
+    const int64_t ahead = TILE * stride;
     auto take = [&](auto number, int64_t b) {
       constexpr int N = decltype(number)::value;
       const float* x[N];
       for (int n = 0; n < N; n++) x[n] = rows[b + n];
       f16 sum[N][8] = {};
-      tile<T, N>(p, x, K, b ? 0 : ahead, sum);
+      if (b)
+        tile<T, N, false>(p, x, K, 0, sum);
+      else
+        tile<T, N, true>(p, x, K, ahead, sum);
       for (int n = 0; n < N; n++) {
         float y[LANES];
         if (TILE == 8)
@@ -220,38 +262,57 @@ void dots(const T* w, int64_t stride, int64_t first, int64_t last, const Rows& r
   }
 }
 
+// Columns j .. j + 32 C - 1 of N outputs.
 template <class T, int N, int C>
-inline void combine_tile(
-    const T* w, int64_t stride, const float* const* c, int64_t K, float* const* y, int64_t j, int64_t width) {
-  f16 acc[N][C] = {};
+inline void combine_tile(const T* w, int64_t stride, const float* const* c, int64_t K, float* const* y, int64_t j) {
+  Pair acc[N][C] = {};
   for (int64_t k = 0; k < K; k++) {
-    f16 v[C];
+    Pair v[C];
 #pragma GCC unroll 8
-    for (int i = 0; i < C; i++)
-      v[i] = width ? load_some(w + k * stride + j, width) : load(w + k * stride + j + i * LANES);
+    for (int i = 0; i < C; i++) v[i] = load_pair(w + k * stride + j + i * PAIR);
 #pragma GCC unroll 8
     for (int n = 0; n < N; n++)
 #pragma GCC unroll 8
-      for (int i = 0; i < C; i++) acc[n][i] += c[n][k] * v[i];
+      for (int i = 0; i < C; i++) {
+        acc[n][i].first += c[n][k] * v[i].first;
+        acc[n][i].second += c[n][k] * v[i].second;
+      }
   }
   for (int n = 0; n < N; n++)
-    for (int i = 0; i < C; i++) set(y[n] + j + i * LANES, acc[n][i], width ? width : LANES);
+    for (int i = 0; i < C; i++) {
+      const Pair out = in_usual_order<T>(acc[n][i].first, acc[n][i].second);
+      store(y[n] + j + i * PAIR, out.first);
+      store(y[n] + j + i * PAIR + LANES, out.second);
+    }
+}
+
+// The last columns, at most 16 of them.
+template <class T, int N>
+inline void combine_rest(
+    const T* w, int64_t stride, const float* const* c, int64_t K, float* const* y, int64_t j, int64_t width) {
+  f16 acc[N] = {};
+  for (int64_t k = 0; k < K; k++) {
+    const T* from = w + k * stride + j;
+    const f16 v = width == LANES ? load(from) : load_some(from, width);
+    for (int n = 0; n < N; n++) acc[n] += c[n][k] * v;
+  }
+  for (int n = 0; n < N; n++) set(y[n] + j, acc[n], width);
 }
 
 // y[b][0 .. columns - 1] at y + b * y_stride, from K rows of w.
 template <class T>
-void combine(
-    const T* w, int64_t stride, int64_t columns, const Rows& rows, int64_t K, float* y, int64_t y_stride) {
+void combine(const T* w, int64_t stride, int64_t columns, const Rows& rows, int64_t K, float* y, int64_t y_stride) {
   auto take = [&](auto number, int64_t b) {
     constexpr int N = decltype(number)::value;
     const float* c[N];
     float* out[N];
     for (int n = 0; n < N; n++) c[n] = rows[b + n], out[n] = y + (b + n) * y_stride;
     int64_t j = 0;
-    constexpr int C = TILE == 8 ? 4 : 2;
-    for (; j + C * LANES <= columns; j += C * LANES) combine_tile<T, N, C>(w, stride, c, K, out, j, 0);
-    for (; j + LANES <= columns; j += LANES) combine_tile<T, N, 1>(w, stride, c, K, out, j, 0);
-    if (j < columns) combine_tile<T, N, 1>(w, stride, c, K, out, j, columns - j);
+    constexpr int C = TILE == 8 ? 2 : 1;
+    for (; j + C * PAIR <= columns; j += C * PAIR) combine_tile<T, N, C>(w, stride, c, K, out, j);
+    for (; j + PAIR <= columns; j += PAIR) combine_tile<T, N, 1>(w, stride, c, K, out, j);
+    for (; j < columns; j += LANES)
+      combine_rest<T, N>(w, stride, c, K, out, j, columns - j < LANES ? columns - j : LANES);
   };
   int64_t b = 0;
   for (; b + 4 <= rows.count; b += 4) take(std::integral_constant<int, 4>(), b);
