@@ -25,15 +25,17 @@ from moonlet.hub.read import read_model
 from moonlet.model.init import build
 from moonlet.model.model import CausalLM
 from moonlet.ops.allocator import keep_freed_memory
+from moonlet.ops.native import every_kernel
 from moonlet.optim.optimizer import build_optimizer
 from moonlet.plot.loss import draw_loss
 from moonlet.text.tokenizer import Tokenizer
 from moonlet.train.checkpoint import clean_leftovers, newest_good
+from moonlet.train.compile import Compiler, decide
 from moonlet.train.estimate import check_room
 from moonlet.train.footprint import Footprint
 from moonlet.train.loop import Hooks, Trainer
 from moonlet.train.metrics import read_metrics
-from moonlet.train.precision import compute_dtype, pick_device
+from moonlet.train.precision import Precision, choose_precision, pick_device
 from moonlet.train.profile import Profiler, check_steps
 from moonlet.train.run import Run
 from moonlet.train.sinks import check_sinks, open_sinks
@@ -151,21 +153,44 @@ def _trainer(recipe: Recipe, run: Run, material: Material, console: Console) -> 
         model = build(recipe.model, device, t.seed)
         if t.init:
             start_from(model, Path(t.init))
-    # bf16 or fp32 decides every later bit: a resumed run keeps what its start was given.
-    dtype = compute_dtype(t.dtype if t.dtype != "auto" else run.facts().get("compute_dtype", "auto"), device)
-    model.compute_dtype = dtype
+    # bf16 or fp32, compiled or not decides every later bit: a resumed run keeps what its start was given.
+    known = run.facts()
+    precision = _precision(t.dtype, known.get("compute_dtype"), device)
+    decision = decide(t, device, known.get("compile"))
+    model.compute_dtype = precision.dtype
     optimizer = build_optimizer(model, recipe.optim)
     progress = Progress()
     if checkpoint:
         progress, _ = read_state(checkpoint, optimizer)
-    facts = {"compute_dtype": str(dtype).removeprefix("torch."), "device": str(device)}
-    data = None if material.folder is None else str(material.folder)
-    run.write_facts(**facts, data=data, threads=torch.get_num_threads(), resumed_from=progress.step or None)
+    run.write_facts(
+        compute_dtype=precision.name,
+        compute_dtype_why=precision.why,
+        compile=decision.word,
+        compile_why=decision.why,
+        native_kernels={name: why or "on" for name, why in every_kernel().items()} if device.type == "cpu" else {},
+        keeps_freed_memory=keep_freed_memory(),
+        device=str(device),
+        threads=torch.get_num_threads(),
+        data=None if material.folder is None else str(material.folder),
+        resumed_from=progress.step or None,
+    )
     sizes = sum(p.numel() for p in model.parameters())
-    console.print(f"model      {sizes:,} parameters, {facts['compute_dtype']} on {facts['device']}")
+    console.print(f"model      {sizes:,} parameters, {precision.name} on {device}")
+    if decision.tell:
+        console.print(f"compile    {decision.word}: {decision.why}", markup=False)
     if checkpoint:
         console.print(f"resuming   from step {progress.step}")
-    return Trainer(recipe, run, model, optimizer, material.loader(recipe), material.tokenizer, progress)
+    return Trainer(
+        recipe, run, model, optimizer, material.loader(recipe), material.tokenizer, progress,
+        compiler=Compiler() if decision.on else None,
+    )  # fmt: skip
+
+
+def _precision(requested: str, recorded: str | None, device: torch.device) -> Precision:
+    """As asked for; else as the start of this run found it; else by the probe."""
+    if requested == "auto" and recorded is not None:
+        return Precision(choose_precision(recorded, device).dtype, "as at the start")
+    return choose_precision(requested, device)
 
 
 def start_from(model: CausalLM, path: Path) -> None:

@@ -269,6 +269,7 @@ def _check(recipe: Recipe) -> None:
         ("optim.decay_shape", o.decay_shape, ("linear", "1-sqrt", "cosine")),
         ("optim.balance", o.balance, ("sign", "zero-mean", "off")),
         ("train.dtype", t.dtype, ("auto", "float32", "bfloat16")),
+        ("train.compile", t.compile, ("auto", "on", "off")),
     )
     for name, value, valid in choices:
         if value not in valid:

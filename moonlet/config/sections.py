@@ -55,6 +55,7 @@ class TrainSettings:
     init: str = ""  # a run folder or model directory to start from: its weights, tokenizer and architecture
     device: str = "auto"
     dtype: str = "auto"  # compute dtype; "auto": probed
+    compile: str = "auto"  # torch.compile: "on", "off"; "auto": where it pays and the run is long (train/compile.py)
     threads: int = 0  # CPU threads; 0: all cores
     log_every: int = 1
     eval_every: int = 100  # steps; 0: only at the end

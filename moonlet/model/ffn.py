@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from moonlet.model.linear import Linear
+from moonlet.ops.region import region
 from moonlet.ops.swiglu import swiglu
 
 
@@ -17,6 +18,7 @@ class SwiGLU(nn.Module):
         self.up_proj = Linear(width, inner)
         self.down_proj = Linear(inner, width)
 
+    @region
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]"""
         out: Tensor = self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))

@@ -19,6 +19,7 @@ from moonlet.model.linear import Linear
 from moonlet.model.peaks import LogitPeaks
 from moonlet.model.rope import Rotation, rotate_halves
 from moonlet.ops.attention import attention
+from moonlet.ops.region import region
 
 
 class GQA(nn.Module):
@@ -56,10 +57,7 @@ class GQA(nn.Module):
             [B, T, D]
         """
         assert rotation is not None, "keys without position are MLA's alone"
-        B, T, _ = x.shape
-        q = rotate_halves(self.q_proj(x).view(B, T, self.heads, self.K), rotation).transpose(1, 2)  # (B, H, T, K)
-        k = rotate_halves(self.k_proj(x).view(B, T, self.groups, self.K), rotation).transpose(1, 2)  # (B, G, T, K)
-        v = self.v_proj(x).view(B, T, self.groups, self.K).transpose(1, 2)  # (B, G, T, K)
+        q, k, v = self.projected(x, rotation)
         if cache is not None:
             k, v = cache.append(torch.stack((k, v)), start)  # (B, G, S, K)
         elif self.peaks is not None and self.training:
@@ -67,3 +65,12 @@ class GQA(nn.Module):
         out = attention(q, k, v, scale=self.scale, start=start, documents=documents)  # (B, H, T, K)
         mixed: Tensor = self.o_proj(out.transpose(1, 2).flatten(2))
         return mixed
+
+    @region
+    def projected(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """Turned queries [B, H, T, K] and keys [B, G, T, K], and values [B, G, T, K]."""
+        B, T, _ = x.shape
+        q = rotate_halves(self.q_proj(x).view(B, T, self.heads, self.K), rotation).transpose(1, 2)  # (B, H, T, K)
+        k = rotate_halves(self.k_proj(x).view(B, T, self.groups, self.K), rotation).transpose(1, 2)  # (B, G, T, K)
+        v = self.v_proj(x).view(B, T, self.groups, self.K).transpose(1, 2)  # (B, G, T, K)
+        return q, k, v

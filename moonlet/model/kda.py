@@ -24,6 +24,7 @@ from moonlet.model.linear import Linear
 from moonlet.model.rope import Rotation
 from moonlet.ops.delta import delta_rule
 from moonlet.ops.gated_norm import gated_norm
+from moonlet.ops.region import region
 from moonlet.ops.short_conv import last_inputs, short_conv
 
 
@@ -118,6 +119,7 @@ class KDA(nn.Module):
         )
         return q, k, v
 
+    @region
     def _log_decay(self, x: Tensor) -> Tensor:
         """[B, T, H, K], fp32, at most 0."""
         f = self.f_b_proj(self.f_a_proj(x))

@@ -26,6 +26,7 @@ from moonlet.model.peaks import LogitPeaks
 from moonlet.model.rope import Rotation, rotate
 from moonlet.ops.attention import attention
 from moonlet.ops.latent_attention import fits, latent_attention
+from moonlet.ops.region import region
 
 # Up to this many new tokens on top of a cache are attended to in absorbed form. The absorbed product costs R + P a
 # head and key against K + P, but needs no expansion of the S cached entries.
@@ -80,35 +81,59 @@ class MLA(nn.Module):
         Returns:
             [B, T, D]
         """
-        B, T, _ = x.shape
-        q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x))) if self.query_is_low_rank else self.q_proj(x)
-        q = q.view(B, T, self.heads, self.K + self.P)
-        latent, k_rope = self.kv_a_proj_with_mqa(x).split((self.R, self.P), -1)
-        latent = self.kv_a_layernorm(latent)  # (B, T, R)
-        peaks = self.peaks if self.training and cache is None else None
-        kv = self.keys_and_values(latent) if cache is None else None
-        rotation = rotation if self.turns else None
-        assert (rotation is not None) == self.turns
-        if kv is not None and isinstance(start, int) and start == 0 and fits(q, kv, k_rope, self.V, documents):
-            out = self.fused(q, kv, k_rope, rotation, documents, peaks)
-            fused: Tensor = self.o_proj(out.flatten(2))
-            return fused
-        q_nope, q_rope = q.split((self.K, self.P), -1)
-        if rotation is not None:
-            q_rope = rotate(q_rope, rotation)  # (B, T, H, P)
-            k_rope = rotate(k_rope.unsqueeze(2), rotation).squeeze(2)  # (B, T, P)
         if cache is None:
-            assert kv is not None
-            out = self.expanded(q_nope, q_rope, kv, k_rope, start, documents, peaks)
+            return self._among_themselves(x, rotation if self.turns else None, start, documents)
+        q, latent, k_rope = self.latents(x)
+        q_nope, q_rope = q.split((self.K, self.P), -1)
+        if self.turns:
+            assert rotation is not None
+            q_rope, k_rope = _turned(q_rope, k_rope, rotation)
+        entries = cache.append(torch.cat((latent, k_rope), -1), start)  # (B, S, R+P)
+        if x.shape[1] <= ABSORB_UP_TO:
+            out = self.absorbed(q_nope, q_rope, entries, start)
         else:
-            entries = cache.append(torch.cat((latent, k_rope), -1), start)  # (B, S, R+P)
-            if T <= ABSORB_UP_TO:
-                out = self.absorbed(q_nope, q_rope, entries, start)
-            else:
-                latent, k_rope = entries.split((self.R, self.P), -1)
-                out = self.expanded(q_nope, q_rope, self.keys_and_values(latent), k_rope, start)
+            latent, k_rope = entries.split((self.R, self.P), -1)
+            q, k, v = self.expanded(q_nope, q_rope, self.keys_and_values(latent), k_rope)
+            out = attention(q, k, v, scale=self.scale, start=start).transpose(1, 2)
+        mixed: Tensor = self.o_proj(out.flatten(2))  # (B, T, HV) before
+        return mixed
+
+    def _among_themselves(
+        self, x: Tensor, rotation: Rotation | None, start: int | Tensor, documents: Tensor | None
+    ) -> Tensor:
+        """`forward` without a cache."""
+        assert (rotation is not None) == self.turns
+        peaks = self.peaks if self.training else None
+        q, kv, k_rope = self.projected(x)
+        if isinstance(start, int) and start == 0 and fits(q, kv, k_rope, self.V, documents):
+            out = self.fused(q, kv, k_rope, rotation, documents, peaks)
+        else:
+            queries, k, v = self.joined(q, kv, k_rope, rotation)
+            if peaks is not None:
+                peaks.see(queries, k, self.scale, start, documents)
+            out = attention(queries, k, v, scale=self.scale, start=start, documents=documents).transpose(1, 2)
         mixed: Tensor = self.o_proj(out.flatten(2))
         return mixed
+
+    def latents(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, T, H, K+P], and, not turned yet, what is cached: latent [B, T, R] and k_rope [B, T, P]."""
+        q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x))) if self.query_is_low_rank else self.q_proj(x)
+        latent, k_rope = self.kv_a_proj_with_mqa(x).split((self.R, self.P), -1)
+        return q.view(*x.shape[:2], self.heads, self.K + self.P), self.kv_a_layernorm(latent), k_rope
+
+    @region
+    def projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, T, H, K+P], keys and values [B, T, H, K+V], k_rope [B, T, P]; nothing is turned yet."""
+        q, latent, k_rope = self.latents(x)
+        return q, self.keys_and_values(latent), k_rope
+
+    @region
+    def joined(self, q: Tensor, kv: Tensor, k_rope: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+        """What `projected` made, turned and joined; returns as `expanded`."""
+        q_nope, q_rope = q.split((self.K, self.P), -1)
+        if rotation is not None:
+            q_rope, k_rope = _turned(q_rope, k_rope, rotation)
+        return self.expanded(q_nope, q_rope, kv, k_rope)
 
     def fused(
         self,
@@ -130,24 +155,12 @@ class MLA(nn.Module):
         kv: Tensor = self.kv_b_proj(latent)
         return kv.view(*latent.shape[:2], self.heads, self.K + self.V)
 
-    def expanded(
-        self,
-        q_nope: Tensor,
-        q_rope: Tensor,
-        kv: Tensor,
-        k_rope: Tensor,
-        start: int | Tensor,
-        documents: Tensor | None = None,
-        peaks: LogitPeaks | None = None,
-    ) -> Tensor:
-        """Attend to keys and values formed from the latents, and show `peaks` the queries and keys. -> [B, T, H, V]"""
+    def expanded(self, q_nope: Tensor, q_rope: Tensor, kv: Tensor, k_rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of S tokens, joined: [B, H, T, K+P], [B, H, S, K+P] and [B, H, S, V]."""
         k_nope, v = kv.split((self.K, self.V), -1)
-        q = torch.cat((q_nope, q_rope), -1).transpose(1, 2)  # (B, H, T, K+P)
+        q = torch.cat((q_nope, q_rope), -1).transpose(1, 2)
         k = torch.cat((k_nope, k_rope.unsqueeze(2).expand(-1, -1, self.heads, -1)), -1).transpose(1, 2)
-        if peaks is not None:
-            peaks.see(q, k, self.scale, start, documents)
-        out = attention(q, k, v.transpose(1, 2), scale=self.scale, start=start, documents=documents)
-        return out.transpose(1, 2)
+        return q, k, v.transpose(1, 2)
 
     def absorbed(self, q_nope: Tensor, q_rope: Tensor, entries: Tensor, start: int | Tensor) -> Tensor:
         """Attend to the cached entries themselves. -> [B, T, H, V]"""
@@ -162,3 +175,8 @@ class MLA(nn.Module):
         u = u.permute(1, 0, 2, 3).reshape(self.heads, B * T, self.R)
         out = torch.bmm(u, w_v.transpose(1, 2))  # (H, BT, V)
         return out.transpose(0, 1).reshape(B, T, self.heads, self.V)
+
+
+def _turned(q_rope: Tensor, k_rope: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+    """Rotate q_rope [B, T, H, P] and k_rope [B, T, P]."""
+    return rotate(q_rope, rotation), rotate(k_rope.unsqueeze(2), rotation).squeeze(2)

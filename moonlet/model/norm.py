@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moonlet.ops.region import region
+
 # The latent norms of MLA keep this eps whatever `rms_norm_eps` says: the published code builds them with the class's
 # default, also in the checkpoints whose block norms use 1e-5 (specs: trap 1).
 LATENT_EPS = 1e-6
@@ -23,6 +25,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(width))
         self.eps = eps
 
+    @region
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> the same shape and dtype."""
         if x.dtype.itemsize >= 4:

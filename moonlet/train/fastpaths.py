@@ -10,8 +10,10 @@ from torch import Tensor
 
 from moonlet.ops import attention, delta, experts, fla, flash
 from moonlet.ops.dispatch import chosen
+from moonlet.ops.native import every_kernel
+from moonlet.train.compile import describe_auto
 from moonlet.train.packages import installed
-from moonlet.train.precision import compute_dtype
+from moonlet.train.precision import choose_precision
 
 _LENGTHS = (256, 512, 2048)
 _WHY = {
@@ -40,26 +42,19 @@ class FastPath:
 
 def fast_paths(device: torch.device, dtype: str = "auto") -> list[FastPath]:
     """What training and decoding on `device` will use; "auto" probes the dtype, as training does."""
-    resolved = compute_dtype(dtype, device)
+    precision = choose_precision(dtype, device)
+    resolved = precision.dtype
     return [
-        FastPath("compute dtype", str(resolved).removeprefix("torch."), _why_dtype(dtype, resolved, device)),
+        FastPath("compute dtype", precision.name, precision.why),
         *_attention_paths(device, resolved),
         *_expert_paths(device, resolved),
         *_delta_paths(device, resolved),
         _flash_path(device),
         _fla_path(device),
+        *_native_paths(device),
+        FastPath("torch.compile", *describe_auto(device)),
         *_forced(),
     ]
-
-
-def _why_dtype(requested: str, dtype: torch.dtype, device: torch.device) -> str:
-    if requested != "auto":
-        return "asked for"
-    if device.type == "cuda":
-        return "this GPU has bf16" if dtype == torch.bfloat16 else "this GPU has no bf16"
-    if device.type != "cpu":
-        return "the only one tested on this device"
-    return "timed: bf16 gains over 1.3 x" if dtype == torch.bfloat16 else "timed: bf16 gains under 1.3 x"
 
 
 def _attention_paths(device: torch.device, dtype: torch.dtype) -> list[FastPath]:
@@ -118,6 +113,18 @@ def _fla_path(device: torch.device) -> FastPath:
             name, "off", "installed, but it does not load here" if installed(name) else f"pip install {name}"
         )
     return FastPath(name, "on", "for KDA in bf16 and fp16, heads up to 256 wide")
+
+
+def _native_paths(device: torch.device) -> list[FastPath]:
+    if device.type != "cpu":
+        return []  # what the host computes hardly matters then
+    missing = {name: why for name, why in every_kernel().items() if why}
+    built = [name for name in every_kernel() if name not in missing]
+    paths = [FastPath("native kernels", ", ".join(built), "compiled for this processor")] if built else []
+    by_reason: dict[str, list[str]] = {}
+    for name, why in missing.items():
+        by_reason.setdefault(why, []).append(name)
+    return paths + [FastPath("native kernels", "off", f"{', '.join(n)}: {why}") for why, n in by_reason.items()]
 
 
 def _forced() -> list[FastPath]:

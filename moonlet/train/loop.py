@@ -29,6 +29,7 @@ from moonlet.optim.schedule import decay_start, learning_rate, warmup_steps
 from moonlet.text.tokenizer import Tokenizer
 from moonlet.train.alarm import collapses
 from moonlet.train.checkpoint import prune, save_checkpoint
+from moonlet.train.compile import Compiler
 from moonlet.train.footprint import Footprint, footprint, page_faults
 from moonlet.train.metrics import Metrics, keep_until, read_metrics
 from moonlet.train.run import Run
@@ -75,11 +76,13 @@ class Trainer:
         tokenizer: Tokenizer,
         progress: Progress | None = None,
         hooks: Hooks | None = None,
+        compiler: Compiler | None = None,
     ) -> None:
         self.recipe, self.run, self.model, self.optimizer = recipe, run, model, optimizer
         self.loader, self.tokenizer = Prefetch(loader), tokenizer
         self.progress = progress or Progress()
         self.hooks = hooks or Hooks()
+        self.compiler = compiler
         self.accumulate = recipe.train.batch_size // loader.batch_size
         self._saved: int | None = self.progress.step or None
         self._faults: list[int] = []  # page faults of each step
@@ -155,6 +158,7 @@ class Trainer:
             qk_clip_tau=o.clip_tau,
             # What is written down now and then is exact for every head, for little as it is now and then.
             every_logit=self.recipe.log.max_logits or (o.clip_tau is not None and self._is_detailed(p.step + 1)),
+            compiler=self.compiler,
         )
         p.step += 1
         seconds = time.perf_counter() - begin

@@ -145,7 +145,9 @@ class Profiler:
     def _traced(self) -> Iterator[None]:
         if self._profile is None:
             self._first = self.trainer.progress.step + 1
-            self._open.enter_context(marked(self.trainer.model, type(self.trainer.loader)))
+            self._open.enter_context(
+                marked(self.trainer.model, type(self.trainer.loader), self.trainer.compiler is not None)
+            )
             self._profile = self._open.enter_context(profile(activities=_activities(self.device)))
         synchronise(self.device)
         with record_function(STEP):
@@ -205,6 +207,7 @@ class Profiler:
             resident=resident_peak(),
             # Beside a GPU what the host's allocator does hardly matters.
             keeps_memory=try_allocator().effective if self.device.type == "cpu" else None,
+            compiled=self.trainer.compiler is not None,
         )
 
 

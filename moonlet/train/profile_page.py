@@ -45,6 +45,7 @@ class Profile:
     memory: int | None
     resident: int | None
     keeps_memory: bool | None
+    compiled: bool = False
 
     @property
     def plain_seconds(self) -> float:
@@ -67,6 +68,8 @@ def header(p: Profile) -> Iterator[tuple[str, str]]:
     t, tokens = p.times, p.sequences * p.seq_len
     pieces = f" in {p.micro_batches} micro-batches" if p.micro_batches > 1 else ""
     yield "machine", f"{p.device}, {p.dtype}, {p.threads} thread{'s' * (p.threads > 1)}, torch {p.torch}"
+    if p.compiled:
+        yield "compiled", "yes: rope, layout and the norms of latents count as projections, which they are fused with"
     yield "step", f"{tokens:,} tokens ({p.sequences} x {p.seq_len:,}{pieces})"
     yield (
         "speed",

@@ -69,11 +69,12 @@ _Function = Callable[..., Any]
 
 
 @contextmanager
-def marked(model: CausalLM, batches: type) -> Iterator[None]:
+def marked(model: CausalLM, batches: type, compiled: bool = False) -> Iterator[None]:
     """Lay the ranges around `model`, its optimizer and the stages of `train_step`.
 
     Args:
         batches: the class whose method `batch` reads what is trained on.
+        compiled: whether regions are (train/compile.py); nothing within one has a range of its own then.
     """
     with ExitStack() as stack:
         for module, part in module_parts(model):
@@ -90,6 +91,9 @@ def marked(model: CausalLM, batches: type) -> Iterator[None]:
             (LogitPeaks, "see", QK_CLIP), (step, "track_logits", QK_CLIP), (step, "qk_clip", QK_CLIP),
             (step, "balance_step", BALANCE), (casts, "copies_of", CASTS), (Muon, "step", MUON), (AdamW, "step", ADAMW),
         ]  # fmt: skip
+        if compiled:
+            stages += [(MLA, "projected", "MLA: projections"), (GQA, "projected", "GQA: projections")]
+            stages += [(KDA, "_log_decay", KDA_PROJECTIONS)]
         for owner, name, part in stages:
             stack.enter_context(_around_attribute(owner, name, part))
         yield

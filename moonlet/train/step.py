@@ -6,6 +6,7 @@ Nothing changes unless everything is finite: the loss and the gradient norm are 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from moonlet.optim.balance import balance_step, clear_loads, sequence_loss
 from moonlet.optim.optimizer import Optimizer
 from moonlet.optim.qk_clip import clear_peaks, qk_clip, track_logits
 from moonlet.train.casts import cast_once
+from moonlet.train.compile import Compiler
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ def train_step(
     bos_id: int | None = None,
     qk_clip_tau: float | None = None,
     every_logit: bool = False,
+    compiler: Compiler | None = None,
 ) -> StepResult:
     """Take one optimizer step.
 
@@ -60,12 +63,14 @@ def train_step(
         bos_id: the token that begins a document; packed documents then do not see each other. None: they do.
         qk_clip_tau: heads whose attention logits exceed it are rescaled after the step; None: no clip.
         every_logit: report the exact largest logit of every head, with or without the clip.
+        compiler: what compiles the regions of the layers; None: they run as they are written.
     """
     model.train()
     track_logits(model, qk_clip_tau, every_logit)
     total = torch.zeros((), device=model.device)
     aux_total: Tensor | None = None
-    with cast_once(model), sequence_loss(model, aux_loss_alpha) as take_aux:
+    compiled = compiler.step() if compiler else nullcontext()
+    with cast_once(model), compiled, sequence_loss(model, aux_loss_alpha) as take_aux:
         for inputs, targets in batches:
             documents = None if bos_id is None else (inputs == bos_id).cumsum(1)
             loss = model.loss(inputs, targets, documents) / count

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from moonlet.config import ModelConfig, preset, preset_names
 from moonlet.model.flops import Flops, flops_per_token
 from moonlet.ops.dispatch import force
+from moonlet.ops.native import without_kernels
 from tests.conftest import LINEAR
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -47,6 +48,7 @@ def counted(flops: Flops, config: ModelConfig, recurrence: int = 4) -> int:
 def plain() -> ExitStack:
     """Forms that take each product once: others pad rows, skip what is hidden, or are unknown to the counter."""
     stack = ExitStack()
+    stack.enter_context(without_kernels())
     for op, form in (("experts", "reference"), ("attention", "products"), ("delta_rule", "reference")):
         stack.enter_context(force(op, form))
     return stack

@@ -90,9 +90,9 @@ def test_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="modes of another kind")
 def test_a_folder_others_can_write_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MOONLET_CACHE", str(tmp_path))
-    assert native._cache() == tmp_path / "native"
+    assert native.cache_folder("native") == tmp_path / "native"
     (tmp_path / "native").chmod(0o777)
-    assert native._cache() != tmp_path / "native"
+    assert native.cache_folder("native") != tmp_path / "native"
 
 
 @needs_compiler
@@ -104,3 +104,10 @@ def test_headers_and_a_sources_own_flags_are_followed(source: Path, tmp_path: Pa
     assert ctypes.CDLL(str(built)).twice(10) == 30
     (tmp_path / "inner.hpp").write_text("#define NONE 1\n")
     assert ctypes.CDLL(str(native.build(source, tmp_path))).twice(10) == 40
+
+
+@needs_compiler
+def test_a_block_can_do_without() -> None:
+    with native.without_kernels():
+        assert native.library("swiglu") is None
+    assert native.library("swiglu") is not None

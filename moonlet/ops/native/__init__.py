@@ -5,6 +5,6 @@ for this very processor (a few seconds), keeps it in the user's cache, and loads
 None, `why_not()` says why in one line, and the caller takes its PyTorch path.
 """
 
-from moonlet.ops.native.build import compiler_name, library, why_not
+from moonlet.ops.native.build import cache_folder, compiler_name, every_kernel, library, why_not, without_kernels
 
-__all__ = ["compiler_name", "library", "why_not"]
+__all__ = ["cache_folder", "compiler_name", "every_kernel", "library", "why_not", "without_kernels"]

@@ -17,6 +17,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -42,14 +44,33 @@ class _Failure(Exception):
     """Why there is no library, in one line."""
 
 
+_off = False
+
+
 def library(name: str) -> ctypes.CDLL | None:
     """The kernels of `NAME.cpp`, built at the first call of any process on this machine; None: not to be had here."""
-    return _load(name)[0]
+    return None if _off else _load(name)[0]
+
+
+@contextmanager
+def without_kernels() -> Iterator[None]:
+    """Do everything in PyTorch inside the block, as on a machine without a compiler."""
+    global _off
+    before, _off = _off, True
+    try:
+        yield
+    finally:
+        _off = before
 
 
 def why_not(name: str) -> str:
     """One line on why `library(name)` is None; empty where it is not."""
     return _load(name)[1]
+
+
+def every_kernel() -> dict[str, str]:
+    """The name of each library, and why it is not to be had here, empty where it is; builds what is not yet built."""
+    return {path.stem: why_not(path.stem) for path in sorted(_FOLDER.glob("*.cpp"))}
 
 
 @cache
@@ -93,7 +114,7 @@ def build(source: Path, folder: Path | None = None) -> Path:
         command = [compiler, *_FLAGS, *own, *flags]
         facts = [*texts, *command, version, _processor()]
         key = hashlib.sha256("\0".join(facts).encode()).hexdigest()[:16]
-        target = (folder or _cache()) / f"{source.stem}-{key}.so"
+        target = (folder or cache_folder("native")) / f"{source.stem}-{key}.so"
         if target.is_file():
             return target
         problem = _compile([*command[:1], str(source), *command[1:]], target)
@@ -149,11 +170,11 @@ def _processor() -> str:
     return platform.machine() + "".join(sorted(kept))
 
 
-def _cache() -> Path:
+def cache_folder(name: str) -> Path:
     """A folder that only this user can write: what lies in it is run. Without one, a temporary one for this process."""
     named = os.environ.get("MOONLET_CACHE")
     base = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moonlet"
-    folder = base / "native"
+    folder = base / name
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         state = folder.stat()
@@ -162,9 +183,9 @@ def _cache() -> Path:
             return folder
     except (OSError, RuntimeError):
         pass  # no home, or a read-only one
-    return _own_folder()
+    return _own_folder(name)
 
 
 @cache
-def _own_folder() -> Path:
-    return Path(tempfile.mkdtemp(prefix="moonlet-native-"))
+def _own_folder(name: str) -> Path:
+    return Path(tempfile.mkdtemp(prefix=f"moonlet-{name}-"))
