@@ -8,10 +8,14 @@ trade exactness for steepness at zero, so small singular values rise quickly, by
 
 from __future__ import annotations
 
+import ctypes
+from functools import cache
+
 import torch
 from torch import Tensor
 
 from moonlet.ops.dispatch import implementation, register
+from moonlet.ops.native.build import library
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 STEPS = 5
@@ -22,6 +26,9 @@ _EPS = 1e-7
 # of 256 x 256 at once. A GPU wants large products; what they need beside them stays below 2 GiB.
 _CPU_ELEMENTS = 2**19  # a thread
 _GPU_ELEMENTS = 2**27
+
+# The native form fills sides up to multiples of 32: below this too much of the work is for nothing.
+_NATIVE_SIDE = 96
 
 
 def newton_schulz(matrices: Tensor, steps: int = STEPS, dtype: torch.dtype | None = None) -> Tensor:
@@ -37,7 +44,15 @@ def newton_schulz(matrices: Tensor, steps: int = STEPS, dtype: torch.dtype | Non
         The same shape and dtype; zero stays zero.
     """
     assert matrices.dim() >= 2, "a matrix has two dimensions"
-    return implementation("newton_schulz", "batched")(matrices, steps, dtype)  # type: ignore[no-any-return]
+    return implementation("newton_schulz", choose(matrices, dtype))(matrices, steps, dtype)  # type: ignore[no-any-return]
+
+
+def choose(matrices: Tensor, dtype: torch.dtype | None = None) -> str:
+    """Every thread of the native form works on matrices of its own, and fills small ones up."""
+    rows, columns = matrices.shape[-2:]
+    suits = matrices.dtype == torch.float32 and dtype == torch.bfloat16 and matrices.device.type == "cpu"
+    many = min(rows, columns) >= _NATIVE_SIDE and matrices.numel() >= rows * columns * torch.get_num_threads()
+    return "native" if suits and many and not torch.compiler.is_compiling() and _kernel() is not None else "batched"
 
 
 def chunk(rows: int, columns: int, device: torch.device) -> int:
@@ -97,3 +112,28 @@ def _orthogonal(stack: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     result: Tensor = x.mT if tall else x
     return result.to(stack.dtype, memory_format=torch.contiguous_format)
+
+
+@register("newton_schulz", "native")
+def native(matrices: Tensor, steps: int = STEPS, dtype: torch.dtype | None = None) -> Tensor:
+    """A matrix at a time in a core's own cache, of symmetric products one half; fp32 in and out, bf16 between."""
+    kernel = _kernel()
+    assert kernel is not None, "no kernel for this machine"
+    assert matrices.dtype == torch.float32, "masters are fp32"
+    stack = matrices.contiguous()
+    out = torch.empty_like(stack)
+    rows, columns = stack.shape[-2:]
+    if stack.numel() == 0:
+        return out
+    count = stack.numel() // (rows * columns)
+    sizes = map(ctypes.c_int64, (count, rows, columns, steps))
+    at = (ctypes.c_void_p(t.data_ptr()) for t in (stack, out))
+    kernel.newton_schulz(*at, *sizes, (ctypes.c_float * 3)(*COEFFICIENTS), ctypes.c_float(_EPS))
+    return out
+
+
+@cache
+def _kernel() -> ctypes.CDLL | None:
+    """None: no compiler, or a processor whose matrix library is quicker."""
+    found = library("newton_schulz")
+    return found if found is not None and found.newton_schulz_here() else None

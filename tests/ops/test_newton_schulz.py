@@ -17,6 +17,7 @@ BANDED = [(64, 64), (24, 160), (160, 24), (3, 40, 56), (1, 7), (7, 1)]
 # The band of the published coefficients. A product in bf16 is wrong by up to 2^-9, and three follow one another in a
 # step; what the last step does not contract shows as so much.
 BAND, BF16 = (0.68, 1.14), 0.03
+NATIVE = ["native"] if ns._kernel() is not None else []
 
 
 def draw(shape: tuple[int, ...], seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -103,7 +104,7 @@ def test_layout_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", ["reference", "batched"])
+@pytest.mark.parametrize("kind", ["reference", "batched", *NATIVE])
 @pytest.mark.parametrize(
     "x",
     [
@@ -147,3 +148,40 @@ def test_few_matrices_at_once_bound_the_memory() -> None:
     assert ns.chunk(4096, 4096, device) * 4096 * 4096 <= 2**27
     assert ns.chunk(100_000, 100_000, device) == 1
     assert ns.chunk(0, 5, device) > 0
+
+
+@pytest.mark.skipif(not NATIVE, reason="no kernel for this machine")
+@pytest.mark.parametrize("shape", [*SHAPES, (32, 32), (5, 96, 200), (200, 96), (3, 97, 131)])
+@pytest.mark.parametrize("steps", [0, 1, 5])
+def test_native_equals_the_law_as_batched_does(shape: tuple[int, ...], steps: int) -> None:
+    x = draw(shape, 1)
+    before = x.clone()
+    fast, law = ns.native(x, steps), reference(x, steps)
+    assert fast.shape == law.shape
+    assert fast.dtype == torch.float32
+    assert (fast - law).norm() <= (0.04 if steps else 0.004) * law.norm()
+    assert torch.equal(x, before)
+    if fast.numel():
+        assert torch.equal(ns.native(x.mT.contiguous().mT, steps), fast)
+
+
+@pytest.mark.skipif(not NATIVE, reason="no kernel for this machine")
+def test_native_gives_the_same_bits_whatever_the_company_and_the_threads() -> None:
+    x = draw((5, 100, 120), 7)
+    whole = ns.native(x)
+    assert torch.equal(ns.native(x[3:4])[0], whole[3])
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert torch.equal(ns.native(x), whole)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not NATIVE, reason="no kernel for this machine")
+def test_native_is_chosen_for_masters_in_fp32_and_products_in_bf16() -> None:
+    threads = torch.get_num_threads()
+    for shape, kind in (((threads, 128, 96), "native"), ((threads, 128, 24), "batched")):
+        assert ns.choose(draw(shape), torch.bfloat16) == kind
+        assert ns.choose(draw(shape)) == "batched"
+        assert ns.choose(draw(shape, dtype=torch.float64), torch.bfloat16) == "batched"
