@@ -9,9 +9,12 @@ from torch import Tensor
 
 from moonlet.ops.dispatch import force, implementation, names
 from moonlet.ops.experts import experts, reference
+from moonlet.ops.experts_grouped import _grouped_mm
+from moonlet.ops.native.build import library
 
 WITHOUT_GRADIENT = {"few"}
-OTHERS = sorted(set(names("experts")) - {"reference"})
+MISSING = (set() if library("experts") else {"native"}) | (set() if _grouped_mm else {"grouped_mm"})
+OTHERS = sorted(set(names("experts")) - {"reference"} - MISSING)
 WITH_GRADIENT = sorted(set(OTHERS) - WITHOUT_GRADIENT)
 D, I, E = 24, 16, 8
 
@@ -154,3 +157,70 @@ def test_a_tokens_result_does_not_depend_on_its_company(name: str) -> None:
     for n in (0, 57, 99):
         one = slice(n, n + 1)
         assert relative(together[one], f(x[one], gate_up, down, index[one], weight[one])) <= 5e-6
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_added_is_added_and_gets_the_whole_gradient(name: str) -> None:
+    x, gate_up, down, index, weight = draw(37)
+    f = implementation("experts", name)
+    plus = torch.randn(37, D, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    y = f(x, gate_up, down, index, weight, plus)
+    assert relative(y, f(x, gate_up, down, index, weight) + plus) <= 5e-6
+    dy = torch.randn(37, D)
+    y.backward(dy)
+    assert torch.equal(plus.grad, dy)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 5, 3), (24, 300, 257)])
+@pytest.mark.parametrize("name", sorted(set(WITH_GRADIENT) - {"grouped_mm"}))
+def test_odd_widths_and_a_single_expert(name: str, shape: tuple[int, int, int]) -> None:
+    N, width, inner = shape
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(N, width, generator=g)
+    gate_up, down = torch.randn(1, 2 * inner, width, generator=g) / 8, torch.randn(1, width, inner, generator=g) / 8
+    compare(name, (x, gate_up, down, torch.zeros(N, 1, dtype=torch.int64), torch.rand(N, 1, generator=g)), 1e-5)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_rows_of_larger_tensors(name: str) -> None:
+    x, gate_up, down, index, weight = draw(80)
+    parts = x[::2], gate_up, down, index[::2], weight[::2]
+    assert not any(part.is_contiguous() for part in (parts[0], parts[3], parts[4]))
+    together = tuple(part.contiguous() for part in parts)
+    assert torch.equal(*(implementation("experts", name)(*inputs) for inputs in (parts, together)))
+
+
+@pytest.mark.parametrize("name", WITH_GRADIENT)
+def test_twice_the_same_bits(name: str) -> None:
+    found = []
+    for _ in range(2):
+        x, gate_up, down, index, weight = draw(300)
+        leaves = [t.requires_grad_() for t in (x, gate_up, down, weight)]
+        y = implementation("experts", name)(*leaves[:3], index, leaves[3])
+        y.square().sum().backward()
+        found.append([y.detach(), *(t.grad for t in leaves)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("name", WITH_GRADIENT)
+def test_extreme_gates_have_finite_values_and_gradients(name: str) -> None:
+    inputs = draw(20)
+    inputs[1].mul_(3e3)  # gates of many thousands, either way
+    compare(name, inputs, tolerance=2e-5)
+
+
+@pytest.mark.skipif("native" in MISSING, reason="not compiled here")
+def test_native_keeps_less_for_its_backward_than_its_twin() -> None:
+    x, *rest = draw(1024)
+    kept = {}
+    for name in ("native", "sorted"):
+        sizes: dict[int, int] = {}
+
+        def note(t: Tensor, sizes: dict[int, int] = sizes) -> Tensor:
+            sizes[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+            implementation("experts", name)(x.requires_grad_(), *rest)
+        kept[name] = sum(sizes.values())
+    assert kept["native"] < kept["sorted"]
