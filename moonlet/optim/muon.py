@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from moonlet.config.sections import OptimSettings
+from moonlet.ops.momentum import look_ahead, move
 from moonlet.ops.newton_schulz import chunk, newton_schulz
 from moonlet.optim.adamw import AdamW, check_state
 from moonlet.optim.blocks import cuts, stack
@@ -68,15 +69,10 @@ class Muon:
     def _update(self, parts: list[_Part], lr: float, dtype: torch.dtype | None) -> None:
         """Momentum, orthogonalisation and decay of matrices of one shape, few enough to stay near the processor."""
         weights, momenta, gradients = ([part[i] for part in parts] for i in range(3))
-        torch._foreach_mul_(momenta, self._mu)
-        torch._foreach_add_(momenta, gradients)
-        ahead = torch.cat(gradients)  # (n, rows, columns)
-        counts = [len(w) for w in weights]
-        torch._foreach_add_(ahead.split(counts), momenta, alpha=self._mu)
+        ahead = look_ahead(momenta, gradients, self._mu)  # (n, rows, columns)
         updates = newton_schulz(ahead, self._steps, dtype)
         size = 0.2 * math.sqrt(max(ahead.shape[1:]))
-        torch._foreach_mul_(weights, 1 - lr * self._weight_decay)
-        torch._foreach_add_(weights, updates.split(counts), alpha=-lr * size)
+        move(weights, updates, 1 - lr * self._weight_decay, lr * size)
 
     def zero_grad(self) -> None:
         """Drop all gradients."""

@@ -102,4 +102,4 @@ def test_twice_the_same_bits() -> None:
         leaf = matrix.clone().requires_grad_()
         route(x, leaf, bias, Rule(3))[1].square().sum().backward()
         grads.append(leaf.grad)
-    assert torch.equal(*grads)
+    assert torch.equal(*grads)  # type: ignore[arg-type]
