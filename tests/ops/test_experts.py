@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moonlet.ops import experts_native
 from moonlet.ops.dispatch import force, implementation, names
 from moonlet.ops.experts import experts, reference
 from moonlet.ops.experts_grouped import _grouped_mm
@@ -207,6 +208,15 @@ def test_extreme_gates_have_finite_values_and_gradients(name: str) -> None:
     inputs = draw(20)
     inputs[1].mul_(3e3)  # gates of many thousands, either way
     compare(name, inputs, tolerance=2e-5)
+
+
+@pytest.mark.skipif("native" in MISSING, reason="not compiled here")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sums_over_many_rows_are_taken_in_turns(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experts_native, "_ROWS_AT_ONCE", 32)
+    x, gate_up, down, index, weight = draw(200, 2, spread="all to one")
+    inputs = x.to(dtype), gate_up.to(dtype), down.to(dtype), index, weight
+    compare("native", inputs, tolerance=5e-6 if dtype == torch.float32 else 4e-2)
 
 
 @pytest.mark.skipif("native" in MISSING, reason="not compiled here")
