@@ -1,16 +1,12 @@
-"""RMSNorm: x / sqrt(mean(x^2) + eps) * weight (arXiv 1910.07467).
-
-The order of casts is the reference implementation's: up to fp32, normalise, back to x's dtype, and only then times
-the weight. It matters for equal bits in bf16.
-"""
+"""RMSNorm with its weight; the arithmetic is ops/rms_norm's."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moonlet.ops.region import region
+from moonlet.ops.rms_norm import rms_norm
 
 # The latent norms of MLA keep this eps whatever `rms_norm_eps` says: the published code builds them with the class's
 # default, also in the checkpoints whose block norms use 1e-5 (specs: trap 1).
@@ -28,10 +24,7 @@ class RMSNorm(nn.Module):
     @region
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> the same shape and dtype."""
-        if x.dtype.itemsize >= 4:
-            return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)  # no casts, so no order to keep
-        h = F.rms_norm(x.float(), self.weight.shape, None, self.eps)
-        return h.to(x.dtype) * self.weight.to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, eps={self.eps}"

@@ -17,6 +17,7 @@ from moonlet.train.precision import choose_precision
 
 _LENGTHS = (256, 512, 2048)
 _WHY = {
+    "native": "a C++ kernel: nothing hidden is computed, no logit reaches memory",
     "products": "cheaper while [T, S] is small",
     "sdpa": "PyTorch's fused kernel, never holds [T, S]",
     "flash": "the flash_attn package",
