@@ -22,7 +22,9 @@ from moonlet.config import ModelConfig
 from moonlet.model.count import part_of
 from moonlet.ops import attention
 from moonlet.ops.delta_chunked import segment_tokens
+from moonlet.ops.dispatch import chosen
 from moonlet.ops.experts_native import available, rows_to
+from moonlet.ops.native.call import native_fits
 from moonlet.ops.newton_schulz import chunk
 from moonlet.optim.blocks import matrix_counts
 from moonlet.optim.groups import group_of
@@ -98,18 +100,31 @@ def activations(
     kda = _kda_bytes(config, batch, seq_len, s, device, documents)
     total = 0.0
     for layer in range(config.num_hidden_layers):
-        total += (kda if config.is_kda(layer) else attention) + 2 * _norm_bytes(D, s)
+        total += (kda if config.is_kda(layer) else attention) + 2 * _norm_bytes(D, dtype, device)
         if config.is_moe(layer):
             total += _expert_bytes(config, batch * seq_len, dtype, device)
         else:
-            total += 4 * config.intermediate_size * s  # gate, silu, up and their product
-    total += _norm_bytes(D, s) + D * s  # the final norm, and the loss's gradient of its result
+            total += _swiglu_bytes(config.intermediate_size, dtype, device)
+    total += _norm_bytes(D, dtype, device) + D * s  # the final norm, and the loss's gradient of its result
     return round(batch * seq_len * total)
 
 
-def _norm_bytes(width: int, s: int) -> int:
-    """A norm keeps its fp32 input, and in compute dtype the normalised and the scaled result."""
-    return width * (4 + 2 * s)
+def _native(kernels: str, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether activations of this kind go through the C++ kernels of that name."""
+    return device.type == "cpu" and native_fits(kernels, torch.empty(0, dtype=dtype))
+
+
+def _norm_bytes(width: int, dtype: torch.dtype, device: torch.device) -> int:
+    """A norm keeps its fp32 input, and in compute dtype the normalised and the scaled result; the kernel its input, its
+    result and a number a row."""
+    if _native("norm", dtype, device):
+        return 2 * width * dtype.itemsize + 4
+    return width * (4 + 2 * dtype.itemsize)
+
+
+def _swiglu_bytes(inner: int, dtype: torch.dtype, device: torch.device) -> int:
+    """Gate, up and their product, and silu(gate) but for the kernel."""
+    return (3 if _native("swiglu", dtype, device) else 4) * inner * dtype.itemsize
 
 
 def _attention_bytes(
@@ -122,9 +137,15 @@ def _attention_bytes(
         groups, value, latents = config.num_key_value_heads, config.head_dim, 0
     else:
         groups, value = H, config.v_head_dim
-        latents = _norm_bytes(config.kv_lora_rank, s)
-        latents += _norm_bytes(config.q_lora_rank, s) if config.q_lora_rank is not None else 0
-    if _is_fused(config, seq_len, dtype, device):
+        latents = _norm_bytes(config.kv_lora_rank, dtype, device)
+        latents += _norm_bytes(config.q_lora_rank, dtype, device) if config.q_lora_rank is not None else 0
+    form = _attention_choice(config, seq_len, dtype, device)
+    if form == "native":
+        # MLA's as its projections leave them, the turned key once for all heads; and a log-sum a head.
+        own = config.qk_nope_head_dim if config.kv_lora_rank is not None else key
+        shared = config.qk_rope_head_dim if config.kv_lora_rank is not None else 0
+        return latents + (H * key + groups * (own + value) + shared + H * value) * s + 4 * H
+    if form not in ("products", "reference", "grouped"):
         wide = max(key, value)  # keys and values padded to one width, the result too, and a log-sum a head
         scores = (2 * H + 2 * groups) * wide * s + 4 * H + H * value * s
         return latents + scores + (seq_len * s if documents and device.type != "cuda" else 0)
@@ -145,13 +166,15 @@ def _kda_bytes(config: ModelConfig, batch: int, seq_len: int, s: int, device: to
     return arrays + decay + borders + 2 * K * s + segments * 4 * wide * K / seq_len
 
 
-def _is_fused(config: ModelConfig, seq_len: int, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether attention will not hold [T, S]; asked of the chooser."""
+def _attention_choice(config: ModelConfig, seq_len: int, dtype: torch.dtype, device: torch.device) -> str:
+    """Which implementation training will take; asked of the chooser."""
     if device.type == "cuda":
-        return True
+        return "sdpa"
+    value = config.head_dim if config.kv_lora_rank is None else config.v_head_dim
     shape = (1, config.num_attention_heads, seq_len)
-    q, v = (torch.empty(*shape, w, dtype=dtype, device="meta") for w in (config.qk_head_dim, config.qk_head_dim))
-    return attention.choose(q, q, v, 0) == "sdpa"
+    # One number, seen as many.
+    q, v = (torch.empty(1, dtype=dtype).expand(*shape, w) for w in (config.qk_head_dim, value))
+    return chosen("attention", attention.choose(q, q, v, 0))
 
 
 def _expert_bytes(config: ModelConfig, tokens: int, dtype: torch.dtype, device: torch.device) -> float:
@@ -163,7 +186,7 @@ def _expert_bytes(config: ModelConfig, tokens: int, dtype: torch.dtype, device: 
     native = available(torch.empty(0, dtype=dtype, device=device.type if device.type == "cpu" else "meta"))
     rows = (copies + min(E, copies) * (pad - 1) if native else copies + E * pad / 2) / tokens
     router = 4 * E + (0 if native else 4 * D if s < 4 else 0) + 16 * A
-    return rows * (D + (2 if native else 3) * I) * s + router + 4 * config.n_shared_experts * I * s
+    return rows * (D + (2 if native else 3) * I) * s + router + _swiglu_bytes(config.n_shared_experts * I, dtype, device)
 
 
 def _loss_workspace(config: ModelConfig, tokens: int) -> int:
