@@ -195,9 +195,15 @@ constexpr int TILE = 8;  // rows of the matrix at a time: with three vectors 24 
 constexpr int TILE = 2;
 #endif
 
+// TILE rows against N vectors; the sums of vector n go to y + n * LANES. Loops over n and r are written out in full, or
+// the sums would live in memory.
 template <class T, int N, bool AHEAD>
-inline void tile(const T* const* w, const float* const* x, int64_t K, int64_t ahead, f16 (&sum)[N][8]) {
-  f16 acc[N][TILE] = {};
+inline void tile(const T* const* w, const float* const* x, int64_t K, int64_t ahead, float* y) {
+  f16 acc[N][TILE];
+#pragma GCC unroll 8
+  for (int n = 0; n < N; n++)
+#pragma GCC unroll 8
+    for (int r = 0; r < TILE; r++) acc[n][r] = f16{};
   int64_t k = 0;
   for (; k + PAIR <= K; k += PAIR) {
     Pair v[N];
@@ -219,13 +225,24 @@ inline void tile(const T* const* w, const float* const* x, int64_t K, int64_t ah
   }
   for (; k < K; k += LANES) {
     const int64_t some = K - k < LANES ? K - k : LANES;
+    f16 v[N];
+#pragma GCC unroll 8
+    for (int n = 0; n < N; n++) v[n] = get(x[n] + k, some);
+#pragma GCC unroll 8
     for (int r = 0; r < TILE; r++) {
       const f16 row = some == LANES ? load(w[r] + k) : load_some(w[r] + k, some);
-      for (int n = 0; n < N; n++) acc[n][r] += row * get(x[n] + k, some);
+#pragma GCC unroll 8
+      for (int n = 0; n < N; n++) acc[n][r] += row * v[n];
     }
   }
-  for (int n = 0; n < N; n++)
-    for (int r = 0; r < TILE; r++) sum[n][r] = acc[n][r];
+#pragma GCC unroll 8
+  for (int n = 0; n < N; n++) {
+#if defined(__AVX512F__)
+    store(y + n * LANES, fold8(acc[n]));
+#else
+    for (int r = 0; r < TILE; r++) y[n * LANES + r] = fold(acc[n][r]);
+#endif
+  }
 }
 
 // Outputs first .. last - 1 of each vector, given to sink(b, o, y, count): y[0 .. count - 1] are outputs o, o + 1, ...
@@ -241,19 +258,12 @@ void dots(const T* w, int64_t stride, int64_t first, int64_t last, const Rows& r
       constexpr int N = decltype(number)::value;
       const float* x[N];
       for (int n = 0; n < N; n++) x[n] = rows[b + n];
-      f16 sum[N][8] = {};
+      float y[N * LANES];
       if (b)
-        tile<T, N, false>(p, x, K, 0, sum);
+        tile<T, N, false>(p, x, K, 0, y);
       else
-        tile<T, N, true>(p, x, K, ahead, sum);
-      for (int n = 0; n < N; n++) {
-        float y[LANES];
-        if (TILE == 8)
-          store(y, fold8(sum[n]));
-        else
-          for (int r = 0; r < TILE; r++) y[r] = fold(sum[n][r]);
-        sink(b + n, o, (const float*)y, count);
-      }
+        tile<T, N, true>(p, x, K, ahead, y);
+      for (int n = 0; n < N; n++) sink(b + n, o, (const float*)y + n * LANES, count);
     };
     int64_t b = 0;
     for (; b + 3 <= rows.count && rows.count - b != 4; b += 3) take(std::integral_constant<int, 3>(), b);
