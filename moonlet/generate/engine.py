@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from moonlet.generate.decoding import new_step
+from moonlet.generate.native_step import NativeStep
 from moonlet.generate.sample import RandomStream, SamplingParams, sample
+from moonlet.generate.step import Step
 from moonlet.generate.text import TextStream
 from moonlet.model.cache import Cache
 from moonlet.model.model import CausalLM
@@ -209,7 +211,7 @@ def _run(
     for first in range(0, len(rows), batch_size):
         live = rows[first : first + batch_size]
         cache = model.new_cache(len(live), max(len(row.prompt) for row in live) + params.max_new_tokens)
-        logits = torch.cat([_prefill(model, row.prompt, cache.rows(i, i + 1)) for i, row in enumerate(live)])
+        logits = _read(model, step, [row.prompt for row in live], cache)
         while True:
             for row, token in zip(live, _draw(logits, live, params, tokenizer), strict=True):
                 piece = _take(row, token, params, tokenizer)
@@ -222,6 +224,24 @@ def _run(
             if len(keep) < len(live):
                 cache, live = cache.keep(keep), [live[i] for i in keep]
             logits = step(torch.tensor([row.new[-1] for row in live], device=model.device), cache)
+
+
+def _read(model: CausalLM, step: Step | NativeStep, prompts: list[list[int]], cache: Cache) -> Tensor:
+    """Read prompts into an empty cache. -> logits [B, vocab_size]
+
+    How a prompt is read follows from its own length alone.
+    """
+    native = step if isinstance(step, NativeStep) else None
+    if native is not None and all(native.reads(len(prompt)) for prompt in prompts):
+        return native.read(prompts, cache)
+    logits = []
+    for i, prompt in enumerate(prompts):
+        row = cache.rows(i, i + 1)
+        if native is not None and native.reads(len(prompt)):
+            logits.append(native.read([prompt], row))
+        else:
+            logits.append(_prefill(model, prompt, row).float())
+    return torch.cat(logits)
 
 
 @torch.inference_mode()

@@ -12,6 +12,7 @@ batch, on any number of threads.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ from moonlet.model.norm import LATENT_EPS
 from moonlet.ops.native import library, why_not
 
 _LIBRARY = "decode"
+READ_UP_TO = 64  # tokens of a text; longer ones are read by the model, whose large products then cost less a token
+_ROWS_AT_ONCE = 64  # bounds the buffers
 _BYTES_A_THREAD = 1 << 18  # of weights times rows; for less, waiting for one more thread costs more than it does
 
 
@@ -85,8 +88,8 @@ class _Memory(ctypes.Structure):
 
 class _Call(ctypes.Structure):
     _fields_ = (
-        *_fields(ctypes.c_void_p, "tokens lengths"),
-        *_fields(ctypes.c_int64, "rows is_bf16 threads longest"),
+        *_fields(ctypes.c_void_p, "tokens positions texts wanted"),
+        *_fields(ctypes.c_int64, "rows logits_rows is_bf16 threads longest"),
         ("memory", ctypes.POINTER(_Memory)),
         *_fields(ctypes.c_void_p, "cos sin turns scratch logits"),
     )
@@ -115,6 +118,7 @@ class NativeStep:
         self._room = (0, 0, 0)
         self._turns: tuple[Tensor, Tensor] | None = None
         self._layers: object = None
+        self._numbers = torch.arange(16)
 
     def __call__(self, tokens: Tensor, cache: Cache) -> Tensor:
         """Logits after one more token in each row.
@@ -129,28 +133,67 @@ class NativeStep:
         Raises:
             ValueError: a row of the cache is full, or a token not in the vocabulary.
         """
-        lengths = cache.lengths.tolist()
-        B, longest = len(lengths), max(lengths) + 1
-        if longest > cache.max_len:
-            cache.check_room(1)
-        assert tokens.shape == (B,)
+        cache.check_room(1)
+        rows = self._counted(len(tokens))
+        logits = self._run(tokens, cache.lengths, rows, rows, cache)
+        cache.advance(1)
+        return logits
+
+    def reads(self, tokens: int) -> bool:
+        """Whether a text of so many tokens is better read by `read` than by the model."""
+        return tokens <= READ_UP_TO and (self._rope is None or self._rope.reaches(tokens))
+
+    def read(self, texts: Sequence[Sequence[int]], cache: Cache) -> Tensor:
+        """Logits after each text, read from its beginning; to the bit what one token after the other gives.
+
+        Args:
+            texts: B lists of tokens, each at least one, for which `reads` holds.
+            cache: of B empty rows, which then hold the texts.
+
+        Returns:
+            fp32 [B, vocab_size].
+
+        Raises:
+            ValueError: as a call.
+        """
+        assert not cache.lengths.any()
+        if max(map(len, texts)) > cache.max_len:
+            cache.check_room(max(map(len, texts)))
+        rows = [(t, n, i, n + 1 == len(text)) for i, text in enumerate(texts) for n, t in enumerate(text)]
+        logits = []
+        for first in range(0, len(rows), _ROWS_AT_ONCE):
+            some = rows[first : first + _ROWS_AT_ONCE]
+            tokens, positions, places = (torch.tensor(column) for column in list(zip(*some, strict=True))[:3])
+            wanted = torch.tensor([i for i, row in enumerate(some) if row[3]], dtype=torch.int64)
+            logits.append(self._run(tokens, positions, places, wanted, cache))
+        cache.lengths.copy_(torch.tensor(list(map(len, texts))))
+        return torch.cat(logits)
+
+    def _counted(self, n: int) -> Tensor:
+        """0 .. n - 1"""
+        if len(self._numbers) < n:
+            self._numbers = torch.arange(2 * n)
+        return self._numbers[:n]
+
+    def _run(self, tokens: Tensor, positions: Tensor, texts: Tensor, wanted: Tensor, cache: Cache) -> Tensor:
+        """A token a row, each int64 [N]: where it stands in which row of the cache. -> logits of the wanted rows."""
+        assert tokens.shape == positions.shape == texts.shape
         tokens = tokens.to(torch.int64).contiguous()
-        call = self._call
+        call, N, longest = self._call, len(tokens), int(positions.max()) + 1
         if cache.layers is not self._layers:
             self._places = (_Memory * len(cache.layers))(*map(self._place, cache.layers))
             self._layers, call.memory = cache.layers, self._places
-        call.tokens, call.lengths = tokens.data_ptr(), cache.lengths.data_ptr()
-        call.rows, call.longest = B, longest
-        call.threads = max(1, min(torch.get_num_threads(), self._bytes * B // _BYTES_A_THREAD))
-        self._make_room(B, cache.max_len, call.threads)
-        turned = self._turn(lengths, longest)  # held until the call is over
-        logits = torch.empty(B, self._vocabulary)
+        call.tokens, call.positions, call.texts = tokens.data_ptr(), positions.data_ptr(), texts.data_ptr()
+        call.wanted, call.rows, call.logits_rows, call.longest = wanted.data_ptr(), N, len(wanted), longest
+        call.threads = max(1, min(torch.get_num_threads(), self._bytes * N // _BYTES_A_THREAD))
+        self._make_room(N, cache.max_len, call.threads)
+        turned = self._turn(positions, longest)  # held until the call is over
+        logits = torch.empty(len(wanted), self._vocabulary)
         call.logits = logits.data_ptr()
         if self._kernels.decode_step(ctypes.byref(self._model), ctypes.byref(call)):
             wrong = next(t for t in tokens.tolist() if not 0 <= t < self._vocabulary)
             raise ValueError(f"token {wrong} is not in the vocabulary of {self._vocabulary}")
         del turned
-        cache.advance(1)
         return logits
 
     def _make_room(self, B: int, longest: int, threads: int) -> None:
@@ -161,7 +204,7 @@ class NativeStep:
         self._scratch = torch.empty(size)
         self._call.scratch = self._scratch.data_ptr()
 
-    def _turn(self, lengths: list[int], longest: int) -> object:
+    def _turn(self, positions: Tensor, longest: int) -> object:
         """Tell the call where each row's rotation is; what must live until it is over."""
         rope, call = self._rope, self._call
         if rope is None:
@@ -172,12 +215,12 @@ class NativeStep:
                 cos, sin = rope(0, size if rope.reaches(size) else rope.trained, torch.device("cpu"))
                 self._turns = cos.contiguous(), sin.contiguous()
             call.cos, call.sin = (t.data_ptr() for t in self._turns)
-            call.turns = call.lengths
+            call.turns = call.positions
             return None
         # Each row's length decides, so no table holds it.
-        B = len(lengths)
-        cos, sin = (t.reshape(B, -1).contiguous() for t in rope(torch.tensor(lengths), 1, torch.device("cpu")))
-        rows = torch.arange(B)
+        N = len(positions)
+        cos, sin = (t.reshape(N, -1).contiguous() for t in rope(positions, 1, torch.device("cpu")))
+        rows = self._counted(N)
         call.cos, call.sin, call.turns = cos.data_ptr(), sin.data_ptr(), rows.data_ptr()
         return cos, sin, rows
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from moonlet.ops import attention, delta, experts, fla, flash
 from moonlet.ops.dispatch import chosen
-from moonlet.ops.native import every_kernel
+from moonlet.ops.native import every_kernel, library, why_not
 from moonlet.train.compile import describe_auto
 from moonlet.train.packages import installed
 from moonlet.train.precision import choose_precision
@@ -27,8 +27,10 @@ _WHY = {
     "chunked": "KDA in products of chunks, not a step a token",
     "fla": "KDA by the flash-linear-attention package",
     "sorted": "tokens sorted once, a product an expert",
-    "native": "compiled for this machine, in C++",
-    "grouped_mm": "one product for all experts",
+}
+_WHY_EXPERTS = {
+    "native": "sorted, with C++ passes between the products",
+    "grouped": "one product for all experts",
 }
 
 
@@ -50,6 +52,7 @@ def fast_paths(device: torch.device, dtype: str = "auto") -> list[FastPath]:
         *_attention_paths(device, resolved),
         *_expert_paths(device, resolved),
         *_delta_paths(device, resolved),
+        _step_path(device),
         _flash_path(device),
         _fla_path(device),
         *_native_paths(device),
@@ -85,7 +88,7 @@ def _expert_paths(device: torch.device, dtype: torch.dtype) -> list[FastPath]:
 
     training, decode = asked(4096, True), asked(1, False)
     return [
-        FastPath("experts training", training, _WHY.get(training, "")),
+        FastPath("experts training", training, _WHY_EXPERTS.get(training, _WHY.get(training, ""))),
         FastPath("experts decoding", decode, _WHY.get(decode, "")),
     ]
 
@@ -103,6 +106,16 @@ def _delta_paths(device: torch.device, dtype: torch.dtype) -> list[FastPath]:
     q = torch.empty(1, 512, 1, 16, device=device, dtype=dtype)
     choice = chosen("delta_rule", delta.choose(q, q, q.to(torch.float32), None))
     return [FastPath("delta rule", choice, _WHY.get(choice, ""))]
+
+
+def _step_path(device: torch.device) -> FastPath:
+    if "decode_step=plain" in os.environ.get("MOONLET_OPS", ""):
+        return FastPath("decode step", "plain", "PyTorch: asked for by MOONLET_OPS")
+    if device.type != "cpu":
+        return FastPath("decode step", "plain", "PyTorch: the native one runs on CPUs only")
+    if library("decode") is None:
+        return FastPath("decode step", "plain", f"PyTorch: {why_not('decode')}")
+    return FastPath("decode step", "native", "one call of C++ a token, fp32 and bf16")
 
 
 def _fla_path(device: torch.device) -> FastPath:

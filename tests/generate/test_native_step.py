@@ -127,6 +127,30 @@ def test_a_rows_logits_are_its_own_to_the_bit(
             tokens = got.argmax(-1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("changes", MIXERS.values(), ids=MIXERS)
+def test_texts_read_at_once_are_read_token_by_token(
+    tiny_model: Make, dtype: torch.dtype, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moonlet.generate.native_step._ROWS_AT_ONCE", 7)
+    model = tiny_model(**changes).to(dtype)
+    texts, step = [[5, 4, 3, 2, 1], [7], list(range(20)), [9, 9]], NativeStep(model)
+    cache = model.new_cache(4, 30)
+    for layer in cache.layers:
+        for tensor in vars(layer).values():
+            if tensor is not None:
+                tensor.fill_(float("nan"))
+    together = step.read(texts, cache)
+    assert cache.lengths.tolist() == [5, 1, 20, 2]
+    after = step(torch.arange(4), cache)
+    for i, text in enumerate(texts):
+        alone = model.new_cache(1, 30)
+        for token in text:
+            logits = step(torch.tensor([token]), alone)
+        assert torch.equal(logits[0], together[i])
+        assert torch.equal(step(torch.tensor([i]), alone)[0], after[i])
+
+
 @pytest.mark.parametrize("changes", MIXERS.values(), ids=MIXERS)
 def test_200_tokens_on_it_is_still_the_model(tiny_model: Make, changes: dict[str, Any]) -> None:
     model = tiny_model(**changes)

@@ -56,6 +56,20 @@ def test_a_forced_path_is_told() -> None:
     assert paths["experts decoding"] == "reference"
 
 
+def test_the_decode_step_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def step() -> tuple[str, str]:
+        return next((p.choice, p.why) for p in fast_paths(CPU, "float32") if p.what == "decode step")
+
+    monkeypatch.setattr("moonlet.train.fastpaths.library", lambda name: object())
+    assert step() == ("native", "one call of C++ a token, fp32 and bf16")
+    monkeypatch.setenv("MOONLET_OPS", "decode_step=plain")
+    assert step() == ("plain", "PyTorch: asked for by MOONLET_OPS")
+    monkeypatch.delenv("MOONLET_OPS")
+    monkeypatch.setattr("moonlet.train.fastpaths.library", lambda name: None)
+    monkeypatch.setattr("moonlet.train.fastpaths.why_not", lambda name: "no C++ compiler")
+    assert step() == ("plain", "PyTorch: no C++ compiler")
+
+
 def test_rates_are_measured_in_about_the_time_given() -> None:
     rates = measure_rates(CPU, 0.2)
     assert rates.bandwidth > 1e8

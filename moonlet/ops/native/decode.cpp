@@ -98,7 +98,10 @@ void work(const Model& model, const Call& call, const Sizes& sizes, Barrier& bar
     layers<Bf16>(w);
   else
     layers<float>(w);
-  w.linear(model.head, w.normed_rows(model.norm), call.logits, model.vocabulary);
+  const int64_t D = model.width;
+  for (int64_t i = 0; i < call.logits_rows; i++)
+    Worker::norm(w.x + call.wanted[i] * D, w.normed + i * D, model.norm, D, model.eps);
+  w.linear(model.head, {w.normed, D, call.logits_rows}, call.logits, model.vocabulary);
 }
 
 }  // namespace

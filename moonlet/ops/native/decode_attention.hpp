@@ -58,7 +58,7 @@ struct Attention {
   const Model& m = w.model;
   const int64_t B = w.rows();
 
-  T* entries(int64_t b) const { return (T*)memory.entries + b * memory.row_stride; }
+  T* entries(int64_t b) const { return (T*)memory.entries + w.call.texts[b] * memory.row_stride; }
 
   void turn_row(float* x, int64_t b, int64_t width, bool interleaved) const {
     if (!w.call.cos) return;
@@ -86,7 +86,7 @@ struct Attention {
     for (int64_t h = heads.first; h < heads.last; h++) absorb(h, q, absorbed);
     for (int64_t b = 0; b < B && heads.first < heads.last; b++) {
       const int64_t at = b * H + heads.first;
-      attend(entries(b), E, E, entries(b), E, m.R, w.call.lengths[b] + 1,
+      attend(entries(b), E, E, entries(b), E, m.R, w.call.positions[b] + 1,
              {absorbed + at * E, E, heads.last - heads.first}, (float)m.scale, w.own, u + at * m.R, m.R);
     }
     for (int64_t h = heads.first; h < heads.last; h++) {
@@ -106,7 +106,7 @@ struct Attention {
   void remember(float* latent, int64_t b) const {
     Worker::norm(latent, latent, layer.kv_norm, m.R, m.latent_eps);
     turn_row(latent + m.R, b, m.P, true);
-    T* to = entries(b) + w.call.lengths[b] * (m.R + m.P);
+    T* to = entries(b) + w.call.positions[b] * (m.R + m.P);
     for (int64_t i = 0; i < m.R + m.P; i++) put(to + i, latent[i]);
   }
 
@@ -138,7 +138,7 @@ struct Attention {
     for (int64_t i = w.thread; i < B * G; i += w.threads) {
       const int64_t b = i / G, g = i % G;
       turn_row(k + i * K, b, m.P, false);
-      T* to = entries(b) + g * memory.group_stride + w.call.lengths[b] * K;
+      T* to = entries(b) + g * memory.group_stride + w.call.positions[b] * K;
       for (int64_t j = 0; j < K; j++) put(to + j, k[i * K + j]), put(to + memory.kind_stride + j, v[i * K + j]);
     }
     w.wait();
@@ -149,7 +149,7 @@ struct Attention {
         float* asked = q + (b * H + h) * K;
         for (int64_t i = 0; i < end - h; i++) turn_row(asked + i * K, b, m.P, false);
         const T* keys = entries(b) + g * memory.group_stride;
-        attend(keys, K, K, keys + memory.kind_stride, K, K, w.call.lengths[b] + 1, {asked, K, end - h},
+        attend(keys, K, K, keys + memory.kind_stride, K, K, w.call.positions[b] + 1, {asked, K, end - h},
                (float)m.scale, w.own, w.mixed + (b * H + h) * K, K);
         h = end;
       }

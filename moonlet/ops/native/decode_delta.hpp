@@ -32,7 +32,7 @@ struct Delta {
       rows_of(layer.f_b, h, {f, K, B}, decay);
       rows_of(layer.g_b, h, {gate, K, B}, passed);
       for (int64_t b = 0; b < B; b++) {
-        const bool empty = w.call.lengths[b] == 0;
+        const bool empty = w.call.positions[b] == 0;
         const float* taken = qkv + b * 3 * all_heads + h * K;
         convolve(taken, b, h, 0, empty, q);
         convolve(taken, b, h, 1, empty, k);
@@ -41,7 +41,7 @@ struct Delta {
         to_length_one(k);
         decays(decay + b * K, h);
         float* out = w.mixed + b * all_heads + h * K;
-        recur((float*)memory.entries + b * memory.row_stride + h * K * K, empty, decay + b * K, q, k, v,
+        recur((float*)memory.entries + w.call.texts[b] * memory.row_stride + h * K * K, empty, decay + b * K, q, k, v,
               1.0f / (1.0f + std::exp(-beta[b * H + h])), out);
         Worker::norm(out, out, layer.o_norm, K, w.model.eps);
         const float* z = passed + b * K;
@@ -64,7 +64,7 @@ struct Delta {
   void convolve(const float* taken, int64_t b, int64_t h, int64_t which, bool empty, float* to) const {
     const int64_t channel = which * all_heads + h * K;
     const float* now = taken + which * all_heads;
-    T* before = (T*)memory.inputs + b * memory.inputs_stride + channel;
+    T* before = (T*)memory.inputs + w.call.texts[b] * memory.inputs_stride + channel;
     const float* taps = layer.taps + channel;
     for (int64_t i = 0; i < K; i++) {
       float sum = now[i] * taps[(W - 1) * 3 * all_heads + i];

@@ -51,15 +51,18 @@ struct Memory {
   int64_t inputs_stride;
 };
 
+// A row is one token. Those of one text follow one another in order; each sees the cache up to its own position.
 struct Call {
   const int64_t* tokens;
-  const int64_t* lengths;
-  int64_t rows, is_bf16, threads, longest;  // longest: the most tokens a row holds, with the new one
+  const int64_t* positions;
+  const int64_t* texts;   // which row of the cache each belongs to
+  const int64_t* wanted;  // rows whose logits are asked for
+  int64_t rows, logits_rows, is_bf16, threads, longest;  // longest: one more than any position
   const Memory* memory;
   const float *cos, *sin;       // [positions, half]
   const int64_t* turns;         // which row of them each row takes
   float* scratch;
-  float* logits;  // [B, vocabulary]
+  float* logits;  // [wanted, vocabulary]
 };
 
 // Threads wait for each other: they spin, as what they wait for takes a microsecond, and yield when it takes longer.
