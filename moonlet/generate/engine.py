@@ -207,7 +207,7 @@ def _run(
     model: CausalLM, tokenizer: Tokenizer, rows: list[_Row], params: SamplingParams, batch_size: int, exact: bool
 ) -> Iterator[tuple[int, str]]:
     """Finish `rows`, `batch_size` at a time, yielding pieces of text."""
-    step = new_step(model, exact)
+    step, device = new_step(model, exact), model.device
     for first in range(0, len(rows), batch_size):
         live = rows[first : first + batch_size]
         cache = model.new_cache(len(live), max(len(row.prompt) for row in live) + params.max_new_tokens)
@@ -223,7 +223,7 @@ def _run(
                 break
             if len(keep) < len(live):
                 cache, live = cache.keep(keep), [live[i] for i in keep]
-            logits = step(torch.tensor([row.new[-1] for row in live], device=model.device), cache)
+            logits = step(torch.tensor([row.new[-1] for row in live], device=device), cache)
 
 
 def _read(model: CausalLM, step: Step | NativeStep, prompts: list[list[int]], cache: Cache) -> Tensor:

@@ -30,7 +30,7 @@ from moonlet.model.norm import LATENT_EPS
 from moonlet.ops.native import library, why_not
 
 _LIBRARY = "decode"
-READ_UP_TO = 64  # tokens of a text; longer ones are read by the model, whose large products then cost less a token
+READ_UP_TO = 128  # tokens of a text; longer ones are read by the model, whose large products then cost less a token
 _ROWS_AT_ONCE = 64  # bounds the buffers
 _BYTES_A_THREAD = 1 << 18  # of weights times rows; for less, waiting for one more thread costs more than it does
 
@@ -114,8 +114,9 @@ class NativeStep:
         plan = _Plan(model)
         self._model, self._kept, self._bytes = plan.model, plan.kept, plan.bytes_read
         self._call = _Call(is_bf16=self._dtype == torch.bfloat16)
+        self._both = ctypes.byref(self._model), ctypes.byref(self._call)
         self._scratch = torch.empty(0)
-        self._room = (0, 0, 0)
+        self._room = self._asked = (0, 0, 0)  # rows, positions, threads: there is room for, were asked for last
         self._turns: tuple[Tensor, Tensor] | None = None
         self._layers: object = None
         self._numbers = torch.arange(16)
@@ -133,9 +134,11 @@ class NativeStep:
         Raises:
             ValueError: a row of the cache is full, or a token not in the vocabulary.
         """
-        cache.check_room(1)
+        longest = max(cache.lengths.tolist()) + 1
+        if longest > cache.max_len:
+            cache.check_room(1)
         rows = self._counted(len(tokens))
-        logits = self._run(tokens, cache.lengths, rows, rows, cache)
+        logits = self._run(tokens, cache.lengths, rows, rows, cache, longest)
         cache.advance(1)
         return logits
 
@@ -163,10 +166,10 @@ class NativeStep:
         logits = []
         for first in range(0, len(rows), _ROWS_AT_ONCE):
             some = rows[first : first + _ROWS_AT_ONCE]
-            tokens, positions, places = (torch.tensor(column) for column in list(zip(*some, strict=True))[:3])
+            tokens, positions, places, _ = torch.tensor(some).t().contiguous()
             wanted = torch.tensor([i for i, row in enumerate(some) if row[3]], dtype=torch.int64)
-            logits.append(self._run(tokens, positions, places, wanted, cache))
-        cache.lengths.copy_(torch.tensor(list(map(len, texts))))
+            logits.append(self._run(tokens, positions, places, wanted, cache, int(positions.max()) + 1))
+        cache.lengths.copy_(torch.tensor([len(text) for text in texts]))
         return torch.cat(logits)
 
     def _counted(self, n: int) -> Tensor:
@@ -175,34 +178,41 @@ class NativeStep:
             self._numbers = torch.arange(2 * n)
         return self._numbers[:n]
 
-    def _run(self, tokens: Tensor, positions: Tensor, texts: Tensor, wanted: Tensor, cache: Cache) -> Tensor:
+    def _run(
+        self, tokens: Tensor, positions: Tensor, texts: Tensor, wanted: Tensor, cache: Cache, longest: int
+    ) -> Tensor:
         """A token a row, each int64 [N]: where it stands in which row of the cache. -> logits of the wanted rows."""
         assert tokens.shape == positions.shape == texts.shape
         tokens = tokens.to(torch.int64).contiguous()
-        call, N, longest = self._call, len(tokens), int(positions.max()) + 1
+        call, N = self._call, len(tokens)
         if cache.layers is not self._layers:
             self._places = (_Memory * len(cache.layers))(*map(self._place, cache.layers))
             self._layers, call.memory = cache.layers, self._places
+        self._ask_for((N, cache.max_len, torch.get_num_threads()))
         call.tokens, call.positions, call.texts = tokens.data_ptr(), positions.data_ptr(), texts.data_ptr()
         call.wanted, call.rows, call.logits_rows, call.longest = wanted.data_ptr(), N, len(wanted), longest
-        call.threads = max(1, min(torch.get_num_threads(), self._bytes * N // _BYTES_A_THREAD))
-        self._make_room(N, cache.max_len, call.threads)
         turned = self._turn(positions, longest)  # held until the call is over
         logits = torch.empty(len(wanted), self._vocabulary)
         call.logits = logits.data_ptr()
-        if self._kernels.decode_step(ctypes.byref(self._model), ctypes.byref(call)):
+        if self._kernels.decode_step(*self._both):
             wrong = next(t for t in tokens.tolist() if not 0 <= t < self._vocabulary)
             raise ValueError(f"token {wrong} is not in the vocabulary of {self._vocabulary}")
         del turned
         return logits
 
-    def _make_room(self, B: int, longest: int, threads: int) -> None:
-        if all(need <= have for need, have in zip((B, longest, threads), self._room, strict=True)):
+    def _ask_for(self, sizes: tuple[int, int, int]) -> None:
+        """Have buffers for so many rows and positions, and as many threads as there is work for."""
+        if sizes == self._asked:
             return
-        self._room = tuple(max(pair) for pair in zip((B, longest, threads), self._room, strict=True))  # type: ignore[assignment]
-        size = self._kernels.decode_scratch(ctypes.byref(self._model), *map(ctypes.c_int64, self._room))
-        self._scratch = torch.empty(size)
-        self._call.scratch = self._scratch.data_ptr()
+        N, positions, threads = sizes
+        call, have = self._call, self._room
+        call.threads = max(1, min(threads, self._bytes * N // _BYTES_A_THREAD))
+        self._room = max(N, have[0]), max(positions, have[1]), max(threads, have[2])
+        if self._room != have:
+            size = self._kernels.decode_scratch(self._both[0], *map(ctypes.c_int64, self._room))
+            self._scratch = torch.empty(size)
+            call.scratch = self._scratch.data_ptr()
+        self._asked = sizes
 
     def _turn(self, positions: Tensor, longest: int) -> object:
         """Tell the call where each row's rotation is; what must live until it is over."""
@@ -214,8 +224,8 @@ class NativeStep:
                 size = max(256, 1 << (longest - 1).bit_length())
                 cos, sin = rope(0, size if rope.reaches(size) else rope.trained, torch.device("cpu"))
                 self._turns = cos.contiguous(), sin.contiguous()
-            call.cos, call.sin = (t.data_ptr() for t in self._turns)
-            call.turns = call.positions
+            cos, sin = self._turns
+            call.cos, call.sin, call.turns = cos.data_ptr(), sin.data_ptr(), call.positions
             return None
         # Each row's length decides, so no table holds it.
         N = len(positions)
