@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install quickstart test lint bench
+.PHONY: install quickstart test lint bench bench-wallclock
 
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
@@ -32,6 +32,12 @@ lint: .venv/.tested
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# llama.cpp takes part in the second where `.venv/bin/pip install gguf llama-cpp-python` was run, which builds it.
 bench: .venv/.tested
 	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/decode.py
+	$(BIN)/python benchmarks/optimizer_cost.py
+
+# Hours: three models, each at its best learning rate, three seeds of ten minutes. Started again, it goes on.
+bench-wallclock: .venv/.tested
+	$(BIN)/python benchmarks/wallclock.py --threads $$(nproc)

@@ -24,6 +24,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -129,7 +130,8 @@ def contenders(task: Task, workers: dict[str, LlamaWorker], quick: bool) -> list
         for model, exact in moonlet_models(task, dtype):
             loop = fastest(moonlet_candidates(task, model, dtype, exact), trial, tries)
             entries += [loop, moonlet_complete(task, loop)] if loop else []
-        peer = fastest(transformers_candidates(task, dtype), trial, tries) if find_spec("transformers") else None
+        settings = islice(transformers_candidates(task, dtype), 1 if quick else None)
+        peer = fastest(settings, trial, tries) if find_spec("transformers") else None
         entries += [peer, transformers_generate(task, peer)] if peer else []
     for kind in dict.fromkeys(name.partition(",")[0] for name in workers):
         peer = fastest(llama_candidates(task, workers, kind), trial, tries)

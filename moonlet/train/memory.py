@@ -186,7 +186,8 @@ def _expert_bytes(config: ModelConfig, tokens: int, dtype: torch.dtype, device: 
     native = available(torch.empty(0, dtype=dtype, device=device.type if device.type == "cpu" else "meta"))
     rows = (copies + min(E, copies) * (pad - 1) if native else copies + E * pad / 2) / tokens
     router = 4 * E + (0 if native else 4 * D if s < 4 else 0) + 16 * A
-    return rows * (D + (2 if native else 3) * I) * s + router + _swiglu_bytes(config.n_shared_experts * I, dtype, device)
+    shared = _swiglu_bytes(config.n_shared_experts * I, dtype, device)
+    return rows * (D + (2 if native else 3) * I) * s + router + shared
 
 
 def _loss_workspace(config: ModelConfig, tokens: int) -> int:

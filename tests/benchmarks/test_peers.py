@@ -118,7 +118,7 @@ def test_a_step_of_one_row_reads_the_active_parameters_and_a_large_batch_all() -
 def test_the_gguf_holds_every_number_of_the_model_once(tiny_model: Callable[..., Any]) -> None:
     model = tiny_model(moe_intermediate_size=16)
     written = dict(gguf_model.tensors(model))
-    state = dict(model.state_dict())
+    state = model.state_dict()
     assert sum(t.numel() for t in written.values()) == sum(t.numel() for t in state.values())
     c = model.config
     assert written["blk.1.attn_k_b.weight"].shape == (c.num_attention_heads, c.kv_lora_rank, c.qk_nope_head_dim)
