@@ -101,7 +101,8 @@ class Timed(Trainer):
 
     def _after_step(self) -> None:
         t = self.recipe.train
-        done = self.progress.step / t.steps if t.steps else self.spent / (60 * t.minutes)
+        # Once the length is fixed in steps a slow spell may take the clock beyond the budget.
+        done = self.progress.step / t.steps if t.steps else min(self.spent / (60 * t.minutes), 0.999)
         if not self._finished() and done * self.evaluations >= self._evaluated + 1:
             self._evaluated = int(done * self.evaluations)
             self._evaluate()
