@@ -52,9 +52,12 @@ class LlamaModel:
 
 
 class LlamaSession:
-    """Decoding with one setting of threads: `rows` sequences of at most `length` tokens."""
+    """Decoding with one setting of threads: `rows` sequences of at most `length` tokens.
 
-    def __init__(self, model: LlamaModel, rows: int, length: int, threads: int) -> None:
+    `exact` keeps the cache and attention in fp32; as it comes, llama.cpp has them in fp16 and is quicker so.
+    """
+
+    def __init__(self, model: LlamaModel, rows: int, length: int, threads: int, exact: bool = False) -> None:
         api = self.api = model.api
         self.vocab_size, self.rows = model.vocab_size, rows
         params = api.llama_context_default_params()
@@ -64,6 +67,9 @@ class LlamaSession:
         params.n_seq_max = rows
         params.n_threads = params.n_threads_batch = threads
         params.kv_unified = False
+        if exact:
+            params.type_k = params.type_v = 0  # GGML_TYPE_F32
+            params.flash_attn_type = 0  # LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.no_perf = True
         self.context = api.llama_init_from_model(model.model, params)
         if not self.context:
@@ -142,15 +148,17 @@ class LlamaWorker:
         )
         self._answer()
 
-    def decode(self, prompt: list[int], tokens: int, rows: int, threads: int) -> tuple[list[list[int]], float]:
+    def decode(
+        self, prompt: list[int], tokens: int, rows: int, threads: int, exact: bool = False
+    ) -> tuple[list[list[int]], float]:
         """As `LlamaSession.decode`; the session is kept for the next call of the same size."""
-        answer = self._ask({"prompt": prompt, "tokens": tokens, "rows": rows, "threads": threads})
+        answer = self._ask({"prompt": prompt, "tokens": tokens, "rows": rows, "threads": threads, "exact": exact})
         return answer["tokens"], answer["seconds"]
 
     def logits(self, prompt: list[int]) -> NDArray[np.float32]:
-        """Logits after a prompt, [vocabulary]."""
-        answer = self._ask({"prompt": prompt, "tokens": 0, "rows": 1, "threads": 1, "logits": True})
-        return np.array(answer["logits"], dtype=np.float32)
+        """Logits after a prompt, [vocabulary], attention in fp32."""
+        ask = {"prompt": prompt, "tokens": 0, "rows": 1, "threads": 1, "exact": True, "logits": True}
+        return np.array(self._ask(ask)["logits"], dtype=np.float32)
 
     def close(self) -> None:
         """End the process."""
@@ -193,10 +201,10 @@ def serve(file: Path, repack: bool) -> None:
         say({"error": str(error)})
         return
     say({"vocabulary": model.vocab_size})
-    sessions: dict[tuple[int, int, int], LlamaSession] = {}
+    sessions: dict[tuple[int, int, int, bool], LlamaSession] = {}
     for line in sys.stdin:
         ask = json.loads(line)
-        key = ask["rows"], -(-(len(ask["prompt"]) + ask["tokens"] + 1) // 256) * 256, ask["threads"]
+        key = ask["rows"], -(-(len(ask["prompt"]) + ask["tokens"] + 1) // 256) * 256, ask["threads"], ask["exact"]
         try:
             if key not in sessions:
                 sessions[key] = LlamaSession(model, *key)
