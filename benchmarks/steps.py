@@ -31,6 +31,8 @@ def training_step(
 ) -> Callable[[], float]:
     """A step as the loop takes it, its batch read from the loader; called, it returns the loss."""
     t, o, position = recipe.train, recipe.optim, counting()
+    compiler = compiler_of(recipe)
+    more = {} if compiler is None else {"compiler": compiler}
 
     def step() -> float:
         inputs, targets = map(torch.from_numpy, loader.batch(next(position)))
@@ -39,10 +41,19 @@ def training_step(
             model, optimizer, [batch], count=1, lr=1e-4, grad_clip=t.grad_clip,
             bias_update_speed=bias_speed(o, 0, None), zero_mean=o.balance == "zero-mean",
             aux_loss_alpha=o.aux_loss_alpha, bos_id=tokenizer.bos_id if t.separate_documents else None,
-            qk_clip_tau=o.clip_tau,
+            qk_clip_tau=o.clip_tau, **more,
         ).loss  # fmt: skip
 
     return step
+
+
+def compiler_of(recipe: Recipe) -> Any:
+    """What compiles the layers of moonlet's model where a recipe says train.compile = "on"; else None."""
+    if getattr(recipe.train, "compile", "off") != "on":
+        return None
+    from moonlet.train.compile import Compiler
+
+    return Compiler()
 
 
 def speeds(

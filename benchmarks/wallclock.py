@@ -54,7 +54,7 @@ from contenders import (
 )
 from muon_vs_adamw import tune
 from small_runs import ANY_MODEL, Laboratory, Taken, add_options, merged
-from steps import machine, speeds, training_step
+from steps import compiler_of, machine, speeds, training_step
 from wallclock_report import Entry, Found, draw, report
 
 from moonlet.config import Recipe
@@ -77,6 +77,7 @@ class Timed(Trainer):
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
+        self.compiler = compiler_of(self.recipe)
         self.spent = 0.0
         self.notes: list[dict[str, Any]] = []
         self._evaluated = 0
