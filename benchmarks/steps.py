@@ -87,13 +87,15 @@ def ratios(found: Sequence[float], peer: Sequence[float]) -> tuple[float, float,
 
 
 def machine() -> str:
-    """Processor, threads and versions."""
+    """Processor, threads, GPU and versions."""
     versions = []
     for name in ("torch", "transformers"):
         try:
             versions.append(f"{name} {version(name)}")
         except PackageNotFoundError:
             continue
+    if torch.cuda.is_available():
+        versions.insert(0, torch.cuda.get_device_name())
     return ", ".join(
         (f"{processor()} ({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} of {os.cpu_count()} "
          f"cores", f"{platform.system()}, Python {platform.python_version()}", *versions)
