@@ -342,7 +342,7 @@ class _Plan:
         out.has_experts, out.has_shared = True, moe.has_shared
         out.router = self._matrix(moe.gate.weight, widen=True)
         out.router_bias = self._numbers(moe.gate.e_score_correction_bias)
-        share = moe.gate.active / len(moe.gate.weight)
+        share = moe.gate.rule.active / len(moe.gate.weight)
         out.expert_gate_up = self._matrix(moe.experts.gate_up_proj.flatten(0, 1), share)
         out.expert_down = self._matrix(moe.experts.down_proj.flatten(0, 1), share)
         if moe.has_shared:
