@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moonlet.ops import attention_native, flash
+from moonlet.ops import attention_blocks, attention_native, flash
 from moonlet.ops.dispatch import implementation, register
 
 
@@ -48,10 +48,12 @@ def choose(q: Tensor, k: Tensor, v: Tensor, start: int | Tensor, documents: Tens
         return "grouped"
     if q.shape[2] > 1 and attention_native.fits(q, k, v, start, documents):
         return "native"
-    # On a CPU, SDPA leaves its fast path when widths differ, and the padding it then needs costs more than the [T, S]
-    # matrix does while that is small; and it has no fast path for bf16. Found by timing both, forward and backward,
-    # with the allocator kept warm.
+    # Without the kernel: SDPA leaves its fast path on a CPU when widths differ, and the padding it then needs costs more
+    # than the [T, S] matrix does while that is small; and it has no fast path for bf16. Found by timing both, forward
+    # and backward, with the allocator kept warm.
     bf16 = q.dtype == torch.bfloat16
+    if documents is not None and q.shape[2] > 1024:
+        return "blocks"  # a mask for every row would be as large as what blocks are there to avoid
     if one_width and (not bf16 or _may_hide_keys(start, q, k)):
         return "sdpa"
     return "products" if q.shape[2] * k.shape[2] <= (1024 * 1024 if bf16 else 256 * 256) else "sdpa"
@@ -135,6 +137,7 @@ def grouped(
 
 
 register("attention", "native")(attention_native.native)
+register("attention", "blocks")(attention_blocks.blockwise)
 
 
 @register("attention", "products")

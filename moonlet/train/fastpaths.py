@@ -19,6 +19,7 @@ _LENGTHS = (256, 512, 2048)
 _WHY = {
     "native": "a C++ kernel: nothing hidden is computed, no logit reaches memory",
     "products": "cheaper while [T, S] is small",
+    "blocks": "some queries at a time, never holds [T, S]",
     "sdpa": "PyTorch's fused kernel, never holds [T, S]",
     "flash": "the flash_attn package",
     "grouped": "one product for heads that share keys",
