@@ -45,6 +45,7 @@ from moonlet.ops.allocator import keep_freed_memory
 from moonlet.train.probe import measure_rates, synchronise
 
 Rates = dict[Entry, list[float]]
+_TRIALS = 3
 QUICK = {
     "hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2, "kv_lora_rank": 16, "qk_nope_head_dim": 8,
     "qk_rope_head_dim": 4, "v_head_dim": 8, "intermediate_size": 48, "moe_intermediate_size": 16, "vocab_size": 256,
@@ -69,8 +70,9 @@ def screen(work: Work, candidates: Sequence[Entry], keep: int = 1) -> tuple[dict
 
     What cannot run here says so in one line and is left out.
     """
-    best: list[tuple[float, Entry, Step]] = []
+    ready: dict[Entry, Step] = {}
     first: dict[Entry, float] = {}
+    took: dict[Entry, float] = {}
     for candidate in candidates:
         try:
             step = build_step(work, candidate)
@@ -78,15 +80,20 @@ def screen(work: Work, candidates: Sequence[Entry], keep: int = 1) -> tuple[dict
             step()
             first[candidate] = time.perf_counter() - begin
             step()
-            took = min(_seconds(work, step) for _ in range(2))
         except Exception as error:  # a peer may fail in any way; the others go on
             print(f"{candidate.name}: not here ({type(error).__name__}: {_line(error)})", file=sys.stderr, flush=True)
             continue
-        print(f"{candidate.name}: {work.per_step / took:,.0f} tokens/s in a trial", file=sys.stderr, flush=True)
-        best = sorted([*best, (took, candidate, step)], key=lambda item: item[0])[:keep]
-        del step
+        ready[candidate], took[candidate] = step, float("inf")
+    # In turn, so that a slow spell of the machine does not choose among them.
+    for _ in range(_TRIALS if len(ready) > keep else 1):
+        for candidate, step in ready.items():
+            took[candidate] = min(took[candidate], _seconds(work, step))
+    for candidate, seconds in took.items():
+        print(f"{candidate.name}: {work.per_step / seconds:,.0f} tokens/s in trials", file=sys.stderr, flush=True)
+    best = {candidate: ready[candidate] for candidate in sorted(took, key=took.__getitem__)[:keep]}
+    ready.clear()
     gc.collect()  # compiled models hold themselves
-    return {candidate: step for _, candidate, step in best}, first
+    return best, first
 
 
 def _seconds(work: Work, step: Step) -> float:
