@@ -80,7 +80,7 @@ def test_training_costs_three_times_as_much(tiny_model: Callable[..., Any], chan
 def test_a_decode_step_attends_to_the_latents(tiny_model: Callable[..., Any], changes: dict[str, Any]) -> None:
     model = tiny_model(**changes)
     cache = model.new_cache(1, 20)
-    with torch.no_grad():
+    with torch.no_grad(), force("route", "reference"):
         model(torch.zeros(1, 15, dtype=torch.int64), cache)
         with FlopCounterMode(display=False) as counter:
             model(torch.zeros(1, 1, dtype=torch.int64), cache)
