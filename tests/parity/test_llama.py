@@ -98,10 +98,9 @@ def build_oracle(case: int) -> LlamaForCausalLM:
 def test_logits_and_gradients_equal_the_oracle_read_from_its_folder(case: int, tmp_path: Path) -> None:
     oracle = build_oracle(case)
     tokens = text(oracle.config.vocab_size, B, T, case)
-    # Any two orders of sums in fp32 part by about 1e-5 in one of these draws: PyTorch's own SDPA does, from its products.
-    assert {
-        k: e for k, e in differences(read_ours(oracle, tmp_path), oracle, tokens).items() if e > 2 * TOLERANCE
-    } == {}
+    # Two orders of sums part by 1e-5 in one of these draws, PyTorch's SDPA and its products too.
+    errors = differences(read_ours(oracle, tmp_path), oracle, tokens)
+    assert not {name for name, e in errors.items() if not e <= 2 * TOLERANCE}
 
 
 @pytest.mark.parametrize("case", CASES)
