@@ -49,8 +49,8 @@ def choose(q: Tensor, k: Tensor, v: Tensor, start: int | Tensor, documents: Tens
     if q.shape[2] > 1 and attention_native.fits(q, k, v, start, documents):
         return "native"
     # Without the kernel: SDPA leaves its fast path on a CPU when widths differ, and the padding it then needs costs
-    # more than the [T, S] matrix does while that is small; it has no fast path for bf16. Found by timing both, forward and
-    # backward, with the allocator kept warm.
+    # more than the [T, S] matrix does while that is small; it has no fast path for bf16. Found by timing both, forward
+    # and backward, with the allocator kept warm.
     bf16 = q.dtype == torch.bfloat16
     if documents is not None and q.shape[2] > 1024:
         return "blocks"  # a mask for every row would be as large as what blocks are there to avoid
