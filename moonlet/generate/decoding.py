@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from moonlet.generate.native_step import NativeStep, why_not_native
@@ -50,6 +51,8 @@ def lay_out(model: CausalLM) -> None:
 
 
 def _by_columns(parameter: nn.Parameter) -> None:
+    if parameter.dtype != torch.float32:
+        return  # bf16 goes through another library, which is slower in this order
     parameter.data = parameter.data.transpose(-1, -2).contiguous().transpose(-1, -2)
 
 

@@ -1,9 +1,10 @@
-"""Continuing texts: prefill each prompt alone, then decode all of them together, a token a step.
+"""Continuing texts: read the prompts, then decode all of them together, a token a step.
 
-A prompt's text does not depend on its company: it is prefilled alone, draws from a random stream of its own
-(`sample.RandomStream`), attends to its own cache row, and with `exact` decodes to the same bits as alone (`step.py`).
-Without, rows share each product: at 16 rows three times as fast, but a text may part from its lone self where two
-tokens or two experts tie to the precision of the arithmetic, which is rare in fp32 and common in bf16.
+A prompt's text does not depend on its company: it draws from a random stream of its own (`sample.RandomStream`), attends
+to its own cache row, and decodes to the same bits as alone. The native step (`native_step.py`) does that at full speed
+and reads short prompts too, several at once. PyTorch's (`step.py`) has to take row after row for it; without `exact` its
+rows share each product, at 16 rows three times as fast, but a text may then part from its lone self where two tokens or
+two experts tie to the precision of the arithmetic, which is rare in fp32 and common in bf16.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ def generate(
     Args:
         prompts: one text, or several; an empty one starts from nothing.
         batch_size: prompts decoded together at most.
-        exact: keep each text to the bit what it is alone, at the cost of speed in batches.
+        exact: keep each text to the bit what it is alone; costs speed in batches where the native step does not run.
         on_text: called with (index of the prompt, piece) as text appears.
         settings: of `SamplingParams`: max_new_tokens=256, temperature=0.8, top_k=0, top_p=1.0, min_p=0.0,
             repetition_penalty=1.0, seed=None, stop=(), unknown=False.
