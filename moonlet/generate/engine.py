@@ -1,8 +1,8 @@
 """Continuing texts: read the prompts, then decode all of them together, a token a step.
 
 A prompt's text does not depend on its company: it draws from a random stream of its own (`sample.RandomStream`),
-attends to its own cache row, and decodes to the same bits as alone. The native step (`native_step.py`) does that at full
-speed and reads short prompts too, several at once. PyTorch's (`step.py`) has to take row after row for it; without
+attends to its own cache row, and decodes to the same bits as alone. The native step (`native_step.py`) does that at
+full speed and reads short prompts too, several at once. PyTorch's (`step.py`) has to take row after row for it; without
 `exact` its rows share each product, at 16 rows three times as fast, but a text may then part from its lone self where
 two tokens or two experts tie to the precision of the arithmetic, which is rare in fp32 and common in bf16.
 """
