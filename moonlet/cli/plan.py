@@ -45,6 +45,7 @@ def plan_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     m = plan.memory
     parts = {"weights": m.weights, "gradients": m.gradients, "optimizer": m.optimizer, "activations": m.activations}
     yield "", ", ".join(f"{name} {human_bytes(size)}" for name, size in parts.items())
+    yield "compile", plan.compile
     yield "disk", _disk(plan)
 
 

@@ -39,6 +39,8 @@ def train(
     Example: `moonlet train recipes/tinystories.toml data.path=stories.txt train.minutes=3`
 
     Where a step's time goes: `moonlet train recipes/linear-nano.toml --profile`
+
+    With torch.compile in its layers: `moonlet train recipes/linear-nano.toml train.compile=on`
     """
     from rich.console import Console
 

@@ -26,8 +26,8 @@ from moonlet.config.sections import TrainSettings
 from moonlet.ops.native import cache_folder, compiler_name
 from moonlet.ops.region import REGIONS, fused
 
-# On a GPU every operator is a launch, and fusing saves launches as well as memory traffic. On a CPU the kernels of
-# ops/native do the fusing by themselves, without half a minute of compiling; measured in docs/performance.md.
+# On a GPU every operator is a launch, and fusing saves launches as well as memory traffic. On a CPU it saves a
+# twentieth of a step, and the kernels of ops/native more than that without compiling: docs/performance.md.
 PAYS = {"cuda": True}
 # A run shorter than this ends before the first start's compilation is earned back.
 LONG_MINUTES, LONG_STEPS = 10.0, 2000
@@ -76,7 +76,7 @@ def decide(settings: TrainSettings, device: torch.device, recorded: str | None =
 def worthwhile(settings: TrainSettings, device: torch.device) -> Decision:
     """Whether "auto" wants it, from the device and the run's length; nothing is tried."""
     if not PAYS.get(device.type, False):
-        return Decision(False, f"no gain that pays for it on this device ({device.type})")
+        return Decision(False, f"too little to gain on this device ({device.type})")
     if settings.minutes < LONG_MINUTES and settings.steps < LONG_STEPS:
         return Decision(False, f"too short a run: {LONG_MINUTES:g} minutes or {LONG_STEPS:,} steps earn it back")
     return Decision(True, "a long run on a GPU")

@@ -24,7 +24,7 @@ from torch import Size
 from moonlet import text
 from moonlet.config import Recipe
 from moonlet.config.recall import RECALL
-from moonlet.config.sections import TokenizerSettings
+from moonlet.config.sections import TokenizerSettings, TrainSettings
 from moonlet.data.corpus import Corpus
 from moonlet.data.expected import expected_bytes
 from moonlet.data.open import open_corpus
@@ -36,6 +36,7 @@ from moonlet.ops.allocator import keep_freed_memory
 from moonlet.ops.newton_schulz import STEPS
 from moonlet.optim.blocks import matrix_counts
 from moonlet.optim.optimizer import build_optimizer
+from moonlet.train.compile import worthwhile
 from moonlet.train.machine import read_machine
 from moonlet.train.memory import Memory, training_memory
 from moonlet.train.precision import compute_dtype, pick_device
@@ -89,6 +90,7 @@ class Plan:
     checkpoint_bytes: int
     disk_bytes: int
     disk_free: int
+    compile: str  # "on" or "off", and why; the speed is that without
 
     @property
     def fits(self) -> bool | None:
@@ -165,7 +167,15 @@ def plan_run(recipe: Recipe, out: Path) -> Plan:
         # One more is written before the oldest is removed; then the finished model.
         disk_bytes=(t.keep_last + 1) * checkpoint + needed.weights,
         disk_free=shutil.disk_usage(_existing(out)).free,
+        compile=_compile(t, device),
     )
+
+
+def _compile(settings: TrainSettings, device: torch.device) -> str:
+    if settings.compile != "auto":
+        return f"{settings.compile}, as asked for"
+    auto = worthwhile(settings, device)
+    return f"{auto.word}: {auto.why}"
 
 
 def check_room(recipe: Recipe) -> None:
