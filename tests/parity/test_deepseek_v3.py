@@ -277,6 +277,7 @@ def _rope_in_halves(model: CausalLM, patch: pytest.MonkeyPatch) -> None:
         return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
 
     patch.setattr(moonlet.model.mla, "rotate", rotate)
+    patch.setattr(moonlet.model.mla, "fits", lambda *_: False)  # the kernel turns by itself
 
 
 def _plain_frequencies(model: CausalLM, patch: pytest.MonkeyPatch) -> None:
