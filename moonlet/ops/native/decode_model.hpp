@@ -82,7 +82,7 @@ class Barrier {
       __builtin_ia32_pause();
 #endif
 #if defined(_OPENMP)
-      if (spins > 4000) sched_yield();
+      if (spins > 1000) sched_yield();
 #endif
     }
   }
