@@ -70,5 +70,6 @@ def test_every_run_keeps_freed_memory(tmp_path: Path, monkeypatch: pytest.Monkey
     asked = []
     monkeypatch.setattr(job, "keep_freed_memory", lambda: asked.append(keep_freed_memory()))
     run = job.pretrain(recipe(tmp_path), tmp_path / "run").run
+    first = len(asked)
     job.go_on(run, Console(quiet=True))
-    assert len(asked) == 2
+    assert 0 < first < len(asked)
