@@ -12,24 +12,18 @@ weights, is cast expert by expert while the product still lies in the processor'
 
 from __future__ import annotations
 
-import ctypes
-from functools import cache
-
 import torch
 from torch import Tensor
 
-from moonlet.ops.native.build import library
+from moonlet.ops.native.call import DTYPES, kernel, native_fits
 
 # A product that sums over more rows outgrows the caches: 8,192 of them are 20% slower than four times 2,048.
 _ROWS_AT_ONCE = 2048
 
-_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-
 
 def available(x: Tensor) -> bool:
     """Whether the passes can work on x: on a CPU, in fp32 or bf16, eagerly, where they could be compiled."""
-    on_cpu = x.device.type == "cpu" and x.dtype in _NAMES
-    return on_cpu and not torch.compiler.is_compiling() and library("experts") is not None
+    return native_fits("experts", x)
 
 
 def native_experts(
@@ -57,10 +51,8 @@ class _Layout:
         copy = torch.empty(self.most, dtype=torch.int32)
         self.place = torch.empty(index.shape, dtype=torch.int32)
         ends = torch.empty(n_experts, dtype=torch.int64)
-        size = ctypes.c_int64
-        self.rows: int = _passes().experts_layout(
-            _at(index), size(copies), size(n_experts), size(pad), _at(copy), _at(self.place), _at(ends)
-        )
+        kernel("experts", "experts_layout")(index, copies, n_experts, pad, copy, self.place, ends)
+        self.rows = int(ends[-1])
         assert self.rows >= 0, f"an expert's index is not in 0..{n_experts - 1}"
         last = ends.tolist()
         self.segments = [(e, a, b) for e, (a, b) in enumerate(zip([0, *last], last, strict=False)) if a < b]
@@ -74,7 +66,7 @@ class _Layout:
 class _Native(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, gate_up, down, index, weight, plus):  # type: ignore[no-untyped-def]
-        passes, name = _passes(), _NAMES[x.dtype]
+        name = DTYPES[x.dtype]
         x, index, weight = x.contiguous(), index.contiguous(), weight.float().contiguous()
         gate_up_c, down_c = gate_up.to(x.dtype), down.to(x.dtype)
         plus = None if plus is None else plus.contiguous()
@@ -85,9 +77,7 @@ class _Native(torch.autograd.Function):
         _gather(x, layout, xs)
         for e, lo, hi in layout.segments:
             torch.mm(xs[lo:hi], gate_up_c[e].t(), out=h[lo:hi])
-            passes[f"experts_swiglu_{name}"](
-                _at(h[lo]), _at(layout.copy[lo:]), _at(weight), _at(a[lo]), _n(hi - lo), _n(I)
-            )
+            kernel("experts", f"experts_swiglu_{name}")(h[lo], layout.copy[lo:], weight, a[lo], hi - lo, I)
             torch.mm(a[lo:hi], down_c[e].t(), out=ys[lo:hi])
         y = torch.empty_like(x)
         _gather_sum(ys, layout, plus, y)
@@ -99,7 +89,7 @@ class _Native(torch.autograd.Function):
     def backward(ctx, dy):  # type: ignore[no-untyped-def]
         xs, h, gate_up, down, weight = ctx.saved_tensors
         layout: _Layout = ctx.layout
-        passes, name = _passes(), _NAMES[xs.dtype]
+        name = DTYPES[xs.dtype]
         dy = dy.contiguous()
         D, I = down.shape[1:]
         d_gate_up, d_down = torch.empty_like(gate_up, dtype=ctx.dtypes[0]), torch.empty_like(down, dtype=ctx.dtypes[1])
@@ -112,10 +102,9 @@ class _Native(torch.autograd.Function):
             d_down[e].zero_()
         for e, lo, hi in layout.segments:
             torch.mm(dys[lo:hi], down[e], out=da[lo:hi])
-            passes[f"experts_swiglu_backward_{name}"](
-                _at(h[lo]), _at(da[lo]), _at(layout.copy[lo:]), _at(weight), _at(dh[lo]), _at(a[lo]), _at(d_weight),
-                _n(hi - lo), _n(I),
-            )  # fmt: skip
+            kernel("experts", f"experts_swiglu_backward_{name}")(
+                h[lo], da[lo], layout.copy[lo:], weight, dh[lo], a[lo], d_weight, hi - lo, I
+            )
             _sum_of_rows(dys[lo:hi], a[lo:hi], d_down[e])
             _sum_of_rows(dh[lo:hi], xs[lo:hi], d_gate_up[e])
             torch.mm(dh[lo:hi], gate_up[e], out=dxs[lo:hi])
@@ -146,27 +135,12 @@ def _gather(x: Tensor, layout: _Layout, to: Tensor) -> None:
     """Each copy's row of x [N, D] into its row of `to` [rows, D]; zeros elsewhere."""
     if layout.rows:
         A, size = layout.place.shape[1], x.shape[1] * x.element_size()
-        _passes().experts_gather(_at(x), _at(layout.copy), _at(to), _n(layout.rows), _n(A), _n(size))
+        kernel("experts", "experts_gather")(x, layout.copy, to, layout.rows, A, size)
 
 
 def _gather_sum(rows: Tensor, layout: _Layout, plus: Tensor | None, out: Tensor) -> None:
     """out [N, D] = plus + the sum of each token's rows."""
     N, A = layout.place.shape
-    pass_ = _passes()[f"experts_gather_sum_{_NAMES[out.dtype]}"]
-    extra = None if plus is None else _at(plus)
-    pass_(_at(rows), _at(layout.place), extra, _at(out), _n(N), _n(A), _n(out.shape[1]))
-
-
-@cache
-def _passes() -> ctypes.CDLL:
-    found = library("experts")
-    assert found is not None
-    found.experts_layout.restype = ctypes.c_int64
-    return found
-
-
-_n = ctypes.c_int64
-
-
-def _at(tensor: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())
+    pass_ = kernel("experts", f"experts_gather_sum_{DTYPES[out.dtype]}")
+    extra = None if plus is None else plus
+    pass_(rows, layout.place, extra, out, N, A, out.shape[1])

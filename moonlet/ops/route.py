@@ -12,18 +12,14 @@ N tokens, D hidden size, E experts, A active experts a token.
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from moonlet.ops.dispatch import implementation, register
-from moonlet.ops.native.build import library
-
-_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+from moonlet.ops.native.call import DTYPES, kernel, native_fits
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ def route(x: Tensor, matrix: Tensor, bias: Tensor, rule: Rule, load: Tensor | No
     Returns:
         Expert index int64 [N, A], best first, and weight fp32 [N, A]; the gradient reaches x and `matrix` through it.
     """
-    choice = "native" if _available(x, matrix, bias) else "reference"
+    choice = "native" if native_fits("route", x, matrix, bias) else "reference"
     return implementation("route", choice)(x, matrix, bias, rule, load)  # type: ignore[no-any-return]
 
 
@@ -112,11 +108,8 @@ class _Native(torch.autograd.Function):
         s = torch.empty(N, E, dtype=torch.float32)
         index = torch.empty(N, rule.active, dtype=torch.int64)
         weight = torch.empty(N, rule.active, dtype=torch.float32)
-        sizes = map(ctypes.c_int64, (N, D, E, rule.active, rule.groups, rule.top_groups, rule.softmax, rule.normalise))
-        counts = None if load is None else _at(load)
-        _passes()[f"route_{_NAMES[x.dtype]}"](
-            _at(x), _at(w), _at(b), _at(s), _at(index), _at(weight), counts, *sizes, ctypes.c_float(rule.scale)
-        )
+        sizes = (N, D, E, rule.active, rule.groups, rule.top_groups, rule.softmax, rule.normalise)
+        kernel("route", f"route_{DTYPES[x.dtype]}")(x, w, b, s, index, weight, load, *sizes, float(rule.scale))
         ctx.rule, ctx.dtype = rule, matrix.dtype
         ctx.save_for_backward(x, w, s, index)
         ctx.mark_non_differentiable(index)
@@ -131,25 +124,7 @@ class _Native(torch.autograd.Function):
         # As many sums as threads, added up afterwards in order: the same bits each time.
         parts = max(1, min(torch.get_num_threads(), N // 64))
         dx, dw = torch.empty_like(x), torch.zeros(parts, E, D, dtype=torch.float32)
-        sizes = map(ctypes.c_int64, (N, D, parts, E, rule.active, rule.softmax, rule.normalise))
-        _passes()[f"route_backward_{_NAMES[x.dtype]}"](
-            _at(x), _at(w), _at(s), _at(index), _at(d_weight), _at(dx), _at(dw), *sizes, ctypes.c_float(rule.scale)
-        )
+        sizes = (N, D, parts, E, rule.active, rule.softmax, rule.normalise)
+        backward = kernel("route", f"route_backward_{DTYPES[x.dtype]}")
+        backward(x, w, s, index, d_weight, dx, dw, *sizes, float(rule.scale))
         return dx, dw.sum(0).to(ctx.dtype), None, None, None
-
-
-def _available(x: Tensor, matrix: Tensor, bias: Tensor) -> bool:
-    """On a CPU, in fp32 or bf16, eagerly, where the passes could be compiled."""
-    on_cpu = x.device.type == matrix.device.type == bias.device.type == "cpu" and x.dtype in _NAMES
-    return on_cpu and not torch.compiler.is_compiling() and library("route") is not None
-
-
-@cache
-def _passes() -> ctypes.CDLL:
-    found = library("route")
-    assert found is not None
-    return found
-
-
-def _at(tensor: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())

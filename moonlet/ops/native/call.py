@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,19 +27,36 @@ def native_fits(name: str, *tensors: Tensor) -> bool:
     return library(name) is not None and not torch._C._functorch.peek_interpreter_stack()
 
 
+def _pointer(x: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(x.data_ptr())
+
+
+def _as_it_is(x: Any) -> Any:
+    return x
+
+
+_C_TYPES: dict[type, Callable[[Any], Any]] = {
+    int: ctypes.c_int64,
+    bool: ctypes.c_int64,
+    float: ctypes.c_float,
+    Tensor: _pointer,
+    nn.Parameter: _pointer,
+}
+
+
 @cache
 def kernel(name: str, function: str) -> Callable[..., None]:
-    """The function `function` of `NAME.cpp`. Whole numbers go as int64 (pointers too), fractions as float,
-    bytes as a pointer to them."""
+    """The function `function` of `NAME.cpp`, whose arguments are pointers and sizes as int64, and floats.
+
+    Tensors go as pointers to their numbers, None as a null pointer, bytes as a pointer to them.
+    """
     loaded = library(name)
     assert loaded is not None, "asked for only where native_fits"
     found = getattr(loaded, function)
     found.restype = None
 
-    def call(*arguments: int | float | bytes) -> None:
-        found(
-            *[ctypes.c_int64(a) if type(a) is int else ctypes.c_float(a) if type(a) is float else a for a in arguments]
-        )
+    def call(*arguments: Tensor | float | bytes | None) -> None:
+        found(*[_C_TYPES.get(type(a), _as_it_is)(a) for a in arguments])
 
     return call
 

@@ -4,25 +4,12 @@
 //
 // N tokens, A experts a token, E experts, D hidden size, I expert width; rows in order of experts, padding between.
 
+#include "half.h"
+
 #include <cstdint>
 #include <cstring>
 
 namespace {
-
-enum Half : uint16_t {};  // a bfloat16's bits
-
-inline float load(float x) { return x; }
-
-inline float load(Half x) { return __builtin_bit_cast(float, uint32_t(x) << 16); }
-
-inline void store(float& to, float x) { to = x; }
-
-inline void store(Half& to, float x) {
-  uint32_t bits = __builtin_bit_cast(uint32_t, x);
-  uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  // Rounding would carry a NaN's bits over into a zero.
-  to = Half((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
-}
 
 // exp(x) = 2^n 2^f with n whole and f in [-1/2, 1/2]; within 4e-7 of its value up to |x| = 20, where a sigmoid is one
 // or nothing to fp32.
@@ -116,12 +103,15 @@ extern "C" {
 
 // Counts the copies of tokens out to experts, in order, every expert's rows up to a multiple of `pad`. Fills
 // copy[rows]: which of the N A copies lies in a row, -1 for padding; place[N A]: where each lies; ends[E]: the row
-// behind each expert's last. Returns the rows, or -1 for an index that is none of the E.
-int64_t experts_layout(const int64_t* index, int64_t copies, int64_t E, int64_t pad, int32_t* copy, int32_t* place,
-                       int64_t* ends) {
+// behind each expert's last. An index that is none of the E leaves -1 in ends[E - 1].
+void experts_layout(const int64_t* index, int64_t copies, int64_t E, int64_t pad, int32_t* copy, int32_t* place,
+                    int64_t* ends) {
   for (int64_t e = 0; e < E; e++) ends[e] = 0;
   for (int64_t c = 0; c < copies; c++) {
-    if (uint64_t(index[c]) >= uint64_t(E)) return -1;
+    if (uint64_t(index[c]) >= uint64_t(E)) {
+      ends[E - 1] = -1;
+      return;
+    }
     ends[index[c]]++;
   }
   int64_t rows = 0;
@@ -137,7 +127,6 @@ int64_t experts_layout(const int64_t* index, int64_t copies, int64_t E, int64_t 
     place[c] = int32_t(row);
   }
   for (int64_t e = 0; e < E; e++) ends[e] = (ends[e] + pad - 1) / pad * pad;
-  return rows;
 }
 
 // to[row] = x[token of the copy in it], zeros for padding. `bytes` a row.
@@ -164,6 +153,6 @@ void experts_gather(const char* x, const int32_t* copy, char* to, int64_t rows, 
     gather_sum(rows, place, plus, out, N, A, D);                                                                   \
   }
 
-FOR_TYPE(float32, float)
-FOR_TYPE(bfloat16, Half)
+FOR_TYPE(f32, float)
+FOR_TYPE(bf16, Half)
 }

@@ -3,26 +3,13 @@
 //
 // N tokens, D hidden size, E experts, A of them chosen; G groups of experts, of which `top_groups` are searched.
 
+#include "half.h"
+
 #include <cmath>
 #include <cstdint>
 #include <vector>
 
 namespace {
-
-enum Half : uint16_t {};  // a bfloat16's bits
-
-inline float load(float x) { return x; }
-
-inline float load(Half x) { return __builtin_bit_cast(float, uint32_t(x) << 16); }
-
-inline void store(float& to, float x) { to = x; }
-
-inline void store(Half& to, float x) {
-  uint32_t bits = __builtin_bit_cast(uint32_t, x);
-  uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  // Rounding would carry a NaN's bits over into a zero.
-  to = Half((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
-}
 
 struct Rule {
   int64_t E, A, G, top_groups;
@@ -212,6 +199,6 @@ extern "C" {
                    {E, A, 1, 1, softmax != 0, normalise != 0, scale});                                                 \
   }
 
-FOR_TYPE(float32, float)
-FOR_TYPE(bfloat16, Half)
+FOR_TYPE(f32, float)
+FOR_TYPE(bf16, Half)
 }
