@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moonlet.ops import delta_chunked, fla  # noqa: F401 # delta_chunked registers itself
+from moonlet.ops import delta_chunked, delta_native, fla  # noqa: F401 # delta_chunked registers itself
 from moonlet.ops.dispatch import implementation, register
 
 # So many tokens cost less one after the other than a chunk does.
@@ -47,14 +47,29 @@ def delta_rule(
         o [B, T, H, V] in q's dtype, and the state after the last token, [B, H, K, V] in g's dtype.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return implementation("delta_rule", choose(q, v, g, documents))(q, k, v, g, beta, scale, state, documents)  # type: ignore[no-any-return]
+    run = implementation("delta_rule", choose(q, k, v, g, beta, state, documents))
+    return run(q, k, v, g, beta, scale, state, documents)  # type: ignore[no-any-return]
+        q, k, v, g, beta, scale, state, documents
+    )  # type: ignore[no-any-return]
 
 
-def choose(q: Tensor, v: Tensor, g: Tensor, documents: Tensor | None) -> str:
-    """What suits these inputs: fla's kernels on a GPU, else chunks; very few tokens are quicker one by one."""
+def choose(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    state: Tensor | None = None,
+    documents: Tensor | None = None,
+) -> str:
+    """What suits these inputs: fla's kernels on a GPU, ours on a CPU, else chunks; very few tokens are quicker one by
+    one."""
     if fla.fits(q, v, g, documents):
         return "fla"
-    return "chunked" if q.shape[1] > _FEW else "reference"
+    if q.shape[1] <= _FEW:
+        return "reference"
+    others = [x for x in (state, documents) if x is not None]
+    return "native" if delta_native.fits(q, k, v, g, beta, others) else "chunked"
 
 
 def delta_step(

@@ -9,17 +9,63 @@ from torch import Tensor
 from moonlet.ops import delta_chunked, delta_stress
 from moonlet.ops.delta import choose, delta_rule, delta_step, reference
 from moonlet.ops.delta_chunked import chunked
-from moonlet.ops.delta_stress import CHUNKS, Case, cases, draw, gradcheck, judge, law, results
+from moonlet.ops.delta_native import native
+from moonlet.ops.delta_stress import CHUNKS, Case, Rule, cases, draw, gradcheck, judge, law, results
+from moonlet.ops.native import library, without_kernels
 
 TYPICAL = Case("typical", 100, "mixed by channel")
 
+with_kernel = pytest.mark.skipif(library("delta") is None, reason="the kernel needs a C++ compiler")
+each_form = pytest.mark.parametrize(
+    "rule", [chunked, pytest.param(native, marks=with_kernel)], ids=["chunked", "native"]
+)
+
 
 @pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
-def test_chunked_equals_the_recurrence(case: Case) -> None:
+def test_every_form_equals_the_recurrence(case: Case) -> None:
     right = law(case)
     for chunk in CHUNKS:
         outcome = judge(chunked, case, right, chunk)
         assert outcome.passed(), outcome
+    outcome = judge(native, case, right)
+    assert outcome.passed(), outcome
+
+
+@with_kernel
+@pytest.mark.parametrize("T", [127, 128, 129, 300])
+def test_the_kernel_is_exact_where_one_of_its_spans_ends(T: int) -> None:
+    for decay in ("usual", "e^-80 a tile"):
+        case = Case("spans", T, decay, documents="random", shape=(2, 1, 24, 16))
+        outcome = judge(native, case, law(case))
+        assert outcome.passed(), outcome
+
+
+@with_kernel
+def test_the_kernels_bits_do_not_depend_on_threads() -> None:
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(results(native, draw(TYPICAL), None, gradients=True))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@with_kernel
+def test_nothing_of_a_document_reaches_the_next() -> None:
+    # The decays that hide it are zeros, so a gradient across the border is exactly zero, and so are its effects.
+    inputs = draw(Case("border", 60))
+    q, k, v, g, beta, state = (x.requires_grad_() for x in inputs.tensors)
+    documents = (torch.arange(60) >= 37).long().expand(2, 60)
+    o, last = native(q, k, v, g, beta, 0.3, state, documents)
+    found = torch.autograd.grad([o[:, 37:].sum() + last.sum()], [q, k, v, g, beta, state])
+    assert all((x[:, :37] == 0).all() for x in found[:5])
+    assert (found[3][:, 37] == 0).all()
+    assert (found[5] == 0).all()
+    alone, _ = native(*(x[:, 37:] for x in (q, k, v, g, beta)), 0.3)
+    torch.testing.assert_close(o[:, 37:], alone, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("decay", list(delta_stress.DECAYS))
@@ -47,59 +93,61 @@ def test_gradients_are_those_of_its_own_values() -> None:
         assert gradcheck(chunked, chunk).passed()
 
 
+@each_form
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_narrow_inputs_are_only_rounded_where_they_must_be(dtype: torch.dtype) -> None:
+def test_narrow_inputs_are_only_rounded_where_they_must_be(rule: Rule, dtype: torch.dtype) -> None:
     # All is computed in fp32: what is returned in fp32 is as exact as with fp32 inputs, the rest is rounded once.
-    outcome = judge(
-        chunked, Case("narrow", 100, "mixed by channel", dtype=dtype), law(Case("narrow", 100, dtype=dtype))
-    )
     case = Case("narrow", 100, "mixed by channel", dtype=dtype)
-    outcome = judge(chunked, case, law(case))
+    outcome = judge(rule, case, law(case))
     for name in ("state", "dg", "dbeta", "dstate"):
         assert outcome.errors[name] <= 1e-5, name
     for name in ("o", "dq", "dk", "dv"):
         assert outcome.errors[name] <= torch.finfo(dtype).eps * 0.51, name
 
 
+@each_form
 @pytest.mark.parametrize("inference", [torch.no_grad, torch.inference_mode])
-def test_without_gradients_values_are_the_same(inference: type[torch.no_grad]) -> None:
+def test_without_gradients_values_are_the_same(rule: Rule, inference: type[torch.no_grad]) -> None:
     inputs = draw(TYPICAL)
-    o, state = inputs.call(chunked, [x.requires_grad_() for x in inputs.tensors])
+    o, state = inputs.call(rule, [x.requires_grad_() for x in inputs.tensors])
     with inference():
-        again = inputs.call(chunked, inputs.tensors)
+        again = inputs.call(rule, inputs.tensors)
     assert torch.equal(o, again[0])
     assert torch.equal(state, again[1])
     assert not again[0].requires_grad
 
 
+@each_form
 @pytest.mark.parametrize("which", range(6))
-def test_any_input_may_be_the_only_one_with_a_gradient(which: int) -> None:
+def test_any_input_may_be_the_only_one_with_a_gradient(rule: Rule, which: int) -> None:
     inputs = draw(TYPICAL)
-    every = results(chunked, inputs, None, gradients=True)[2:]
+    every = results(rule, inputs, None, gradients=True)[2:]
     tensors = [x.requires_grad_(i == which) for i, x in enumerate(inputs.tensors)]
-    o, state = inputs.call(chunked, tensors)
+    o, state = inputs.call(rule, tensors)
     weights = [w.float() for w in inputs.weights]
     (alone,) = torch.autograd.grad([o, state], [tensors[which]], weights)
     assert torch.equal(alone, every[which])
 
 
-def test_the_gradient_of_one_result_alone() -> None:
+@each_form
+def test_the_gradient_of_one_result_alone(rule: Rule) -> None:
     # Autograd hands a missing gradient over as zeros.
     inputs = draw(TYPICAL)
     wide = [x.double().requires_grad_() for x in inputs.tensors]
     tensors = [x.requires_grad_() for x in inputs.tensors]
     for part in (0, 1):
         right = torch.autograd.grad(inputs.call(reference, wide)[part].sum(), wide, allow_unused=True)
-        found = torch.autograd.grad(inputs.call(chunked, tensors)[part].sum(), tensors)
+        found = torch.autograd.grad(inputs.call(rule, tensors)[part].sum(), tensors)
         for ours, exact in zip(found, right, strict=True):
             exact = torch.zeros_like(ours) if exact is None else exact.float()
             torch.testing.assert_close(ours, exact, rtol=1e-5, atol=1e-5 * max(1.0, exact.abs().max().item()))
 
 
-def test_backward_twice_is_the_same() -> None:
+@each_form
+def test_backward_twice_is_the_same(rule: Rule) -> None:
     inputs = draw(TYPICAL)
     tensors = [x.requires_grad_() for x in inputs.tensors]
-    o, _ = inputs.call(chunked, tensors)
+    o, _ = inputs.call(rule, tensors)
     first = torch.autograd.grad(o.sum(), tensors, retain_graph=True)
     for a, b in zip(first, torch.autograd.grad(o.sum(), tensors), strict=True):
         assert torch.equal(a, b)
@@ -118,14 +166,15 @@ def test_calls_one_after_the_other_are_one_call() -> None:
     torch.testing.assert_close(ours[1:], right[1:], rtol=1e-12, atol=1e-12)
 
 
-def test_what_is_saved_grows_with_the_inputs_alone() -> None:
+@each_form
+def test_what_is_saved_grows_with_the_inputs_alone(rule: Rule) -> None:
     saved: list[Tensor] = []
 
     def numbers(T: int) -> int:
         saved.clear()
         inputs = draw(Case("memory", T, shape=(1, 8, 64, 64)))
         with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
-            inputs.call(chunked, [x.requires_grad_() for x in inputs.tensors])
+            inputs.call(rule, [x.requires_grad_() for x in inputs.tensors])
         # Storages: a state must not hold on to the segment it was part of.
         return sum(x.untyped_storage().nbytes() // x.element_size() for x in saved)
 
@@ -134,9 +183,10 @@ def test_what_is_saved_grows_with_the_inputs_alone() -> None:
     assert two <= 2 * one
 
 
-def test_no_tokens_leave_the_state_as_it_is() -> None:
+@each_form
+def test_no_tokens_leave_the_state_as_it_is(rule: Rule) -> None:
     inputs = draw(TYPICAL)
-    o, state = chunked(*(x[:, :0] for x in inputs.tensors[:5]), 0.3, inputs.tensors[5])
+    o, state = rule(*(x[:, :0] for x in inputs.tensors[:5]), 0.3, inputs.tensors[5])
     assert o.shape == (2, 0, 2, 16)
     assert torch.equal(state, inputs.tensors[5])
     assert state.data_ptr() != inputs.tensors[5].data_ptr()
@@ -158,8 +208,17 @@ def test_whatever_is_chosen_equals_the_recurrence(T: int) -> None:
 
 def test_few_tokens_are_taken_one_by_one() -> None:
     x = torch.zeros(1, 100, 2, 8)
-    assert choose(x[:, :1], x, x, None) == "reference"
-    assert choose(x, x, x, None) == "chunked"
+    assert choose(x[:, :1], x[:, :1], x, x, x[..., 0]) == "reference"
+    with without_kernels():
+        assert choose(x, x, x, x, x[..., 0]) == "chunked"
+
+
+@with_kernel
+def test_the_kernel_is_chosen_where_it_can_be() -> None:
+    x = torch.zeros(1, 100, 2, 8)
+    assert choose(x, x, x, x, x[..., 0]) == "native"
+    assert choose(x.half(), x.half(), x.half(), x, x[..., 0]) == "chunked"
+    assert choose(*[x.double()] * 4, x[..., 0].double()) == "chunked"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
