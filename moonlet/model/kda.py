@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moonlet.config import ModelConfig
@@ -24,6 +23,7 @@ from moonlet.model.linear import Linear
 from moonlet.model.rope import Rotation
 from moonlet.ops.delta import delta_rule
 from moonlet.ops.gated_norm import gated_norm
+from moonlet.ops.log_decay import log_decay
 from moonlet.ops.region import region
 from moonlet.ops.short_conv import last_inputs, short_conv
 
@@ -122,10 +122,7 @@ class KDA(nn.Module):
     @region
     def _log_decay(self, x: Tensor) -> Tensor:
         """[B, T, H, K], fp32, at most 0."""
-        f = self.f_b_proj(self.f_a_proj(x))
-        softplus = F.softplus(f.to(torch.promote_types(f.dtype, torch.float32)) + self.dt_bias)  # (B, T, HK)
-        g: Tensor = softplus.view(*x.shape[:2], self.heads, self.K) * -self.A_log.exp()
-        return g
+        return log_decay(self.f_b_proj(self.f_a_proj(x)), self.A_log, self.dt_bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> KDA:
         """Move or cast the module; A_log and dt_bias stay fp32, as rates lie too close together for less.

@@ -49,8 +49,6 @@ def delta_rule(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     run = implementation("delta_rule", choose(q, k, v, g, beta, state, documents))
     return run(q, k, v, g, beta, scale, state, documents)  # type: ignore[no-any-return]
-        q, k, v, g, beta, scale, state, documents
-    )  # type: ignore[no-any-return]
 
 
 def choose(

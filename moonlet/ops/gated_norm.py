@@ -3,8 +3,8 @@
     y = o / sqrt(mean o^2 + eps) * w * sigmoid(z)
 
 All of it is fp32 whatever the dtype of the activations (fp64 where they are), cast once at the end. `reference` is
-that line, for which autograd keeps five tensors; `tiled` keeps o and z alone, and takes a few tokens at a time through
-the chain while they lie in the cache.
+that line, for which autograd keeps five tensors; `tiled` and `native` keep o and z alone. The former takes a few tokens
+at a time through the chain while they lie in the cache, the latter is one kernel each way.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from moonlet.ops.dispatch import implementation, register
+from moonlet.ops.native.call import DTYPES, as_rows, kernel, native_fits
 from moonlet.ops.tiles import arithmetic, pieces
+
+_BLOCK = 64  # rows whose share of the weight's gradient is summed together, as in kda.cpp
 
 
 def gated_norm(o: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -29,7 +32,8 @@ def gated_norm(o: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
     Returns:
         The same shape, in o's dtype.
     """
-    return implementation("gated_norm", "tiled")(o, gate, weight, eps)  # type: ignore[no-any-return]
+    choice = "native" if native_fits("kda", o, gate, weight) and o.dtype == gate.dtype else "tiled"
+    return implementation("gated_norm", choice)(o, gate, weight, eps)  # type: ignore[no-any-return]
 
 
 @register("gated_norm", "reference")
@@ -86,3 +90,36 @@ def _inverse_size(h: Tensor, eps: float) -> Tensor:
     """1 / sqrt(mean h^2 + eps), [..., 1]"""
     length: Tensor = torch.linalg.vector_norm(h, 2, -1, True)
     return length.square_().div_(h.shape[-1]).add_(eps).rsqrt_()
+
+
+@register("gated_norm", "native")
+def native(o: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """One kernel each way."""
+    out: Tensor = _Native.apply(o, gate, weight, eps)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Native(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, o, gate, weight, eps):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(o, gate, weight)
+        ctx.eps = float(eps)
+        y = torch.empty(o.shape, dtype=o.dtype)
+        rows, gates, w = as_rows(o), as_rows(gate), weight.float().contiguous()
+        kernel("kda", f"gated_{DTYPES[o.dtype]}")(
+            *map(Tensor.data_ptr, (rows, gates, w, y)), *rows.shape, rows.stride(0), gates.stride(0), ctx.eps
+        )
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_y):  # type: ignore[no-untyped-def]
+        o, gate, weight = ctx.saved_tensors
+        rows, gates, d_rows, w = as_rows(o), as_rows(gate), as_rows(d_y), weight.float().contiguous()
+        d_o, d_gate = (torch.empty(x.shape, dtype=x.dtype) for x in (o, gate))
+        sums = torch.empty(-(-len(rows) // _BLOCK), len(w))
+        kernel("kda", f"gated_backward_{DTYPES[o.dtype]}")(
+            *map(Tensor.data_ptr, (d_rows, rows, gates, w, d_o, d_gate, sums)),
+            *rows.shape, d_rows.stride(0), rows.stride(0), gates.stride(0), ctx.eps,
+        )  # fmt: skip
+        return d_o, d_gate, sums.sum(0).to(weight.dtype), None

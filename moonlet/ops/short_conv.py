@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from moonlet.ops.dispatch import implementation, register
+from moonlet.ops.short_conv_native import fits
 from moonlet.ops.tiles import arithmetic, tile_elements
 
 L2_EPS = 1e-6  # under the root, as in the published kernels; not a floor as in F.normalize
@@ -48,7 +49,8 @@ def short_conv(
     Returns:
         [B, T, C] in x's dtype.
     """
-    return implementation("short_conv", "tiled")(x, weight, head_dim, before, documents)  # type: ignore[no-any-return]
+    choice = "native" if fits(x, weight, before, documents) else "tiled"
+    return implementation("short_conv", choice)(x, weight, head_dim, before, documents)  # type: ignore[no-any-return]
 
 
 def last_inputs(x: Tensor, before: Tensor | None, count: int) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 from moonlet.ops import tiles
 from moonlet.ops.dispatch import force
 from moonlet.ops.gated_norm import gated_norm
+from moonlet.ops.native import library
 
 
 def inputs(N: int, K: int = 6, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -19,16 +20,17 @@ def inputs(N: int, K: int = 6, dtype: torch.dtype = torch.float32) -> list[Tenso
 
 @pytest.mark.parametrize("elements", [5, 100, 2**30])
 @pytest.mark.parametrize("N", [1, 2, 63, 100])
-def test_tiled_is_the_law_in_value_and_gradient(N: int, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_form_is_the_law_in_value_and_gradient(N: int, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "_ELEMENTS", elements)
     given = [x.requires_grad_() for x in inputs(N)]
     found = []
-    for name in ("tiled", "reference"):
+    for name in ["reference", "tiled"] + ["native"] * (library("kda") is not None):
         with force("gated_norm", name):
             y = gated_norm(*given, 1e-5)
         found.append([y, *torch.autograd.grad(y, given, torch.cos(torch.arange(float(y.numel()))).view_as(y))])
-    for got, want in zip(*found, strict=True):
-        assert (got - want).abs().max() <= 2e-6 * (1 + want.abs().max())
+    for want, *others in zip(*found, strict=True):
+        for got in others:
+            assert (got - want).abs().max() <= 2e-6 * (1 + want.abs().max())
 
 
 def test_gradients_in_fp64() -> None:

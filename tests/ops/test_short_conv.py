@@ -8,8 +8,10 @@ from torch import Tensor
 
 from moonlet.ops import tiles
 from moonlet.ops.dispatch import force
+from moonlet.ops.native import library
 from moonlet.ops.short_conv import last_inputs, short_conv
 
+with_kernels = library("kda") is not None
 LENGTHS = [1, 2, 3, 4, 63, 100]
 
 
@@ -43,18 +45,21 @@ def _tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("head_dim", [None, 3])
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("continued", [False, True])
-def test_tiled_is_the_law_in_value_and_gradient(T: int, head_dim: int | None, packed: bool, continued: bool) -> None:
+def test_every_form_is_the_law_in_value_and_gradient(
+    T: int, head_dim: int | None, packed: bool, continued: bool
+) -> None:
     x, weight = inputs(3, T)
     before = history(x) if continued else None
     documents = borders(3, T) if packed else None
     inputs_ = [x, weight] + [before] * continued
-    out, law = [], []
-    for name, into in (("tiled", out), ("reference", law)):
+    out, native, law = [], [], []
+    forms = [("tiled", out), ("reference", law)] + [("native", native)] * with_kernels
+    for name, into in forms:
         with force("short_conv", name):
             y = short_conv(x, weight, head_dim=head_dim, before=before, documents=documents)
         d = torch.cos(torch.arange(y.numel(), dtype=torch.float32)).view_as(y)
         into += [y, *torch.autograd.grad(y, inputs_, d, materialize_grads=True)]
-    for got, want in zip(out, law, strict=True):
+    for got, want in [*zip(out, law, strict=True), *zip(native, law, strict=False)]:
         assert (got - want).abs().max() <= 1e-6 * (1 + want.abs().max())
 
 
@@ -65,7 +70,26 @@ def test_any_number_of_taps(W: int, T: int) -> None:
     before = history(x, W)
     with force("short_conv", "reference"):
         law = short_conv(x, weight, head_dim=2, before=before)
-    torch.testing.assert_close(short_conv(x, weight, head_dim=2, before=before), law, rtol=1e-6, atol=1e-6)
+    for name in ["tiled"] + ["native"] * with_kernels:
+        with force("short_conv", name):
+            torch.testing.assert_close(short_conv(x, weight, head_dim=2, before=before), law, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.skipif(not with_kernels, reason="kernels need a C++ compiler")
+@pytest.mark.parametrize(("C", "head_dim"), [(128, 64), (120, 40), (33, None)])
+def test_wide_heads_and_odd_widths(C: int, head_dim: int | None) -> None:
+    x, weight = inputs(2, 150, C=C)
+    found = []
+    for threads, name in ((1, "reference"), (1, "native"), (3, "native")):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        with force("short_conv", name):
+            y = short_conv(x, weight, head_dim=head_dim, documents=borders(2, 150))
+            found.append([y, *torch.autograd.grad(y.square().sum() + y[:, 7].sum(), (x, weight))])
+        torch.set_num_threads(before)
+    for law, got, again in zip(*found, strict=True):
+        assert (got - law).abs().max() <= 3e-6 * (1 + law.abs().max())
+        assert torch.equal(got, again)
 
 
 def test_the_last_tap_is_the_token_itself_and_earlier_ones_look_back() -> None:
@@ -73,7 +97,7 @@ def test_the_last_tap_is_the_token_itself_and_earlier_ones_look_back() -> None:
     x[0, 2] = 1.0
     y = short_conv(x, torch.tensor([[[1.0, 2.0, 3.0, 4.0]]]))[0, :, 0]
     want = torch.nn.functional.silu(torch.tensor([0.0, 0.0, 4.0, 3.0, 2.0, 1.0]))
-    assert torch.equal(y, want)
+    torch.testing.assert_close(y, want, rtol=1e-6, atol=0)
 
 
 @pytest.mark.usefixtures("_tile")
