@@ -47,27 +47,17 @@ def delta_rule(
         o [B, T, H, V] in q's dtype, and the state after the last token, [B, H, K, V] in g's dtype.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    run = implementation("delta_rule", choose(q, k, v, g, beta, state, documents))
+    run = implementation("delta_rule", choose(q, v, g, documents))
     return run(q, k, v, g, beta, scale, state, documents)  # type: ignore[no-any-return]
 
 
-def choose(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    beta: Tensor,
-    state: Tensor | None = None,
-    documents: Tensor | None = None,
-) -> str:
-    """What suits these inputs: fla's kernels on a GPU, ours on a CPU, else chunks; very few tokens are quicker one by
-    one."""
+def choose(q: Tensor, v: Tensor, g: Tensor, documents: Tensor | None) -> str:
+    """What suits these inputs: fla's kernels on a GPU, ours on a CPU, else chunks; few tokens are quicker one by one."""
     if fla.fits(q, v, g, documents):
         return "fla"
     if q.shape[1] <= _FEW:
         return "reference"
-    others = [x for x in (state, documents) if x is not None]
-    return "native" if delta_native.fits(q, k, v, g, beta, others) else "chunked"
+    return "native" if delta_native.fits(q, v, g, documents) else "chunked"
 
 
 def delta_step(

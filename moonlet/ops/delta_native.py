@@ -21,11 +21,11 @@ from moonlet.ops.native.call import DTYPES, kernel, native_fits
 SPAN = 128  # tokens before which a state is kept, as in delta.cpp
 
 
-def fits(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, others: list[Tensor]) -> bool:
-    """Whether the kernel can take these; others: states and documents."""
-    if not (q.dtype == k.dtype == v.dtype and g.dtype == beta.dtype == torch.float32 and q.numel() and v.numel()):
+def fits(q: Tensor, v: Tensor, g: Tensor, documents: Tensor | None) -> bool:
+    """Whether the kernel can take these; keys are as queries, and beta and states as g."""
+    if q.dtype != v.dtype or g.dtype != torch.float32 or not q.numel() or not v.numel():
         return False
-    return native_fits("delta", q, k, v, g, beta) and all(x.device.type == "cpu" for x in others)
+    return native_fits("delta", q, v, g) and (documents is None or documents.device.type == "cpu")
 
 
 @register("delta_rule", "native")
@@ -40,7 +40,7 @@ def native(
     documents: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As `ops.delta.delta_rule` says; what the kernel cannot take is done in PyTorch."""
-    if not fits(q, k, v, g, beta, [x for x in (state, documents) if x is not None]):
+    if not (fits(q, v, g, documents) and k.dtype == q.dtype and beta.dtype == g.dtype):
         return chunked(q, k, v, g, beta, scale, state, documents)
     B, _, H, K = q.shape
     state = g.new_zeros(B, H, K, v.shape[-1]) if state is None else state.to(g.dtype)

@@ -40,7 +40,8 @@ def log_decay(f: Tensor, a_log: Tensor, dt_bias: Tensor) -> Tensor:
 def reference(f: Tensor, a_log: Tensor, dt_bias: Tensor) -> Tensor:
     """The law."""
     softplus = F.softplus(f.to(arithmetic(f.dtype)) + dt_bias)  # (B, T, HK)
-    return softplus.unflatten(-1, (a_log.shape[2], -1)) * -a_log.exp()
+    g: Tensor = softplus.unflatten(-1, (a_log.shape[2], -1)) * -a_log.exp()
+    return g
 
 
 @register("log_decay", "native")

@@ -52,7 +52,7 @@ class _Convolved(torch.autograd.Function):
         d_before = None if before is None else torch.empty(B, W - 1, C)
         _run("conv_backward", x, weight, before, documents, ctx.head_dim, dense_rows(d_out), d_x, d_taps, d_before)
         d_weight = d_taps.sum(0).t()[:, None].to(weight.dtype)
-        return d_x, d_weight, None if before is None else d_before.to(before.dtype), None, None
+        return d_x, d_weight, None if d_before is None else d_before.to(before.dtype), None, None
 
 
 def _run(

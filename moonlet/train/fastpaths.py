@@ -105,8 +105,7 @@ def _flash_path(device: torch.device) -> FastPath:
 
 def _delta_paths(device: torch.device, dtype: torch.dtype) -> list[FastPath]:
     q = torch.empty(1, 512, 1, 16, device=device, dtype=dtype)
-    decay = q.to(torch.float32)
-    choice = chosen("delta_rule", delta.choose(q, q, q, decay, decay[..., 0]))
+    choice = chosen("delta_rule", delta.choose(q, q, q.to(torch.float32), None))
     why = "a C++ kernel: KDA in chunks that stay in the cache" if choice == "native" else _WHY.get(choice, "")
     return [FastPath("delta rule", choice, why)]
 

@@ -22,6 +22,7 @@ from moonlet.config import ModelConfig
 from moonlet.model.count import part_of
 from moonlet.ops import attention
 from moonlet.ops.delta_chunked import segment_tokens
+from moonlet.ops.delta_native import SPAN
 from moonlet.ops.dispatch import chosen
 from moonlet.ops.experts_native import available, rows_to
 from moonlet.ops.native.call import native_fits
@@ -97,7 +98,7 @@ def activations(
     """Bytes that autograd keeps of one forward of [batch, seq_len] tokens, without copies of weights."""
     s, D = dtype.itemsize, config.hidden_size
     attention = _attention_bytes(config, seq_len, dtype, device, documents)
-    kda = _kda_bytes(config, batch, seq_len, s, device, documents)
+    kda = _kda_bytes(config, batch, seq_len, dtype, device, documents)
     total = 0.0
     for layer in range(config.num_hidden_layers):
         total += (kda if config.is_kda(layer) else attention) + 2 * _norm_bytes(D, dtype, device)
@@ -152,18 +153,23 @@ def _attention_bytes(
     return latents + (H * key + groups * key + groups * value + H * value + H * seq_len) * s
 
 
-def _kda_bytes(config: ModelConfig, batch: int, seq_len: int, s: int, device: torch.device, documents: bool) -> float:
+def _kda_bytes(
+    config: ModelConfig, batch: int, seq_len: int, dtype: torch.dtype, device: torch.device, documents: bool
+) -> float:
     """Of one token in one layer: what the recurrence and the operations around it keep, and the states in between."""
     linear = config.linear_attn_config
     if linear is None:
         return 0.0
-    H, K, wide = linear.num_heads, linear.head_dim, linear.width
+    H, K, wide, s = linear.num_heads, linear.head_dim, linear.width, dtype.itemsize
     # Queries, keys and values before and behind their convolutions; the result, its gate, and both together.
     arrays = 9 * wide * s
-    decay = 3 * 4 * wide + 4 * H  # fp32: what softplus is given and gives, the decay itself; beta
-    borders = 4 * 8 if documents else 0  # of documents, int64, for three convolutions and the recurrence
-    segments = -(-seq_len // segment_tokens(batch, H, K, device))
-    return arrays + decay + borders + 2 * K * s + segments * 4 * wide * K / seq_len
+    if _native("kda", dtype, device):
+        decay, borders = (s + 4) * wide + 4 * H, 0  # what softplus is given, and fp32: the decay itself; beta
+    else:
+        decay = 3 * 4 * wide + 4 * H  # fp32: what softplus is given and gives, the decay itself; beta
+        borders = 4 * 8 if documents else 0  # of documents, int64, for three convolutions and the recurrence
+    span = SPAN if _native("delta", dtype, device) else segment_tokens(batch, H, K, device)
+    return arrays + decay + borders + 2 * K * s + -(-seq_len // span) * 4 * wide * K / seq_len
 
 
 def _attention_choice(config: ModelConfig, seq_len: int, dtype: torch.dtype, device: torch.device) -> str:
