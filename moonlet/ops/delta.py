@@ -52,7 +52,7 @@ def delta_rule(
 
 
 def choose(q: Tensor, v: Tensor, g: Tensor, documents: Tensor | None) -> str:
-    """What suits these inputs: fla's kernels on a GPU, ours on a CPU, else chunks; few tokens are quicker one by one."""
+    """What suits these inputs: fla's kernels on a GPU, ours on a CPU, else chunks; few tokens go one by one."""
     if fla.fits(q, v, g, documents):
         return "fla"
     if q.shape[1] <= _FEW:

@@ -23,9 +23,9 @@ SPAN = 128  # tokens before which a state is kept, as in delta.cpp
 
 def fits(q: Tensor, v: Tensor, g: Tensor, documents: Tensor | None) -> bool:
     """Whether the kernel can take these; keys are as queries, and beta and states as g."""
-    if q.dtype != v.dtype or g.dtype != torch.float32 or not q.numel() or not v.numel():
+    if not native_fits("delta", q, v, g) or not (documents is None or documents.device.type == "cpu"):
         return False
-    return native_fits("delta", q, v, g) and (documents is None or documents.device.type == "cpu")
+    return q.dtype == v.dtype and g.dtype == torch.float32 and q.numel() > 0 and v.numel() > 0
 
 
 @register("delta_rule", "native")
