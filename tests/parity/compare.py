@@ -55,9 +55,14 @@ def differences(ours: CausalLM, oracle: PreTrainedModel, tokens: Tensor) -> dict
     return {"logits": error(our_logits, logits)} | {name: error(ours_g[name], g) for name, g in oracle_g.items()}
 
 
-def too_large(errors: dict[str, float]) -> dict[str, float]:
+# The kernels are as near to fp64 as PyTorch's own operators (tests/ops), but sum in an order of their own; deep models of
+# small random weights then part by the 1e-5 that fp32 leaves open, as two of PyTorch's attentions do from each other.
+KERNELS_TOLERANCE = 2 * TOLERANCE
+
+
+def too_large(errors: dict[str, float], tolerance: float = TOLERANCE) -> dict[str, float]:
     """Those beyond the tolerance, NaN included."""
-    return {name: e for name, e in errors.items() if not e <= TOLERANCE}
+    return {name: e for name, e in errors.items() if not e <= tolerance}
 
 
 @torch.no_grad()
