@@ -55,8 +55,8 @@ def differences(ours: CausalLM, oracle: PreTrainedModel, tokens: Tensor) -> dict
     return {"logits": error(our_logits, logits)} | {name: error(ours_g[name], g) for name, g in oracle_g.items()}
 
 
-# The kernels are as near to fp64 as PyTorch's own operators (tests/ops), but sum in an order of their own; deep models of
-# small random weights then part by the 1e-5 that fp32 leaves open, as two of PyTorch's attentions do from each other.
+# The kernels are as near to fp64 as PyTorch's own operators (tests/ops), but sum in an order of their own; deep models
+# of small random weights then part by the 1e-5 that fp32 leaves open, as two of PyTorch's attentions do.
 KERNELS_TOLERANCE = 2 * TOLERANCE
 
 
