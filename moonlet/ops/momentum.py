@@ -8,13 +8,12 @@
 from __future__ import annotations
 
 import ctypes
-from functools import cache
 
 import torch
 from torch import Tensor
 
 from moonlet.ops.dispatch import implementation, register
-from moonlet.ops.native.build import library
+from moonlet.ops.native.call import kernel, native_fits
 
 _Blocks = list[Tensor]
 
@@ -61,33 +60,21 @@ def _move(weights: _Blocks, updates: Tensor, keep: float, size: float) -> None:
 @register("look_ahead", "native")
 def _native_look_ahead(momenta: _Blocks, gradients: _Blocks, mu: float) -> Tensor:
     ahead = torch.empty(sum(map(len, momenta)), *momenta[0].shape[1:])
-    _sweeps().momentum_ahead(
-        _addresses(momenta), _addresses(gradients), _sizes(momenta), ctypes.c_int64(len(momenta)), ctypes.c_float(mu),
-        ctypes.c_void_p(ahead.data_ptr()),
-    )  # fmt: skip
+    sweep = kernel("momentum", "momentum_ahead")
+    sweep(_addresses(momenta), _addresses(gradients), _sizes(momenta), len(momenta), float(mu), ahead)
     return ahead
 
 
 @register("move", "native")
 def _native_move(weights: _Blocks, updates: Tensor, keep: float, size: float) -> None:
-    _sweeps().momentum_move(
-        _addresses(weights), ctypes.c_void_p(updates.data_ptr()), _sizes(weights), ctypes.c_int64(len(weights)),
-        ctypes.c_float(keep), ctypes.c_float(size),
-    )  # fmt: skip
+    sweep = kernel("momentum", "momentum_move")
+    sweep(_addresses(weights), updates, _sizes(weights), len(weights), float(keep), float(size))
 
 
 def _choice(*blocks: _Blocks) -> str:
-    plain = all(
-        t.device.type == "cpu" and t.dtype == torch.float32 and t.is_contiguous() for some in blocks for t in some
-    )
-    return "native" if plain and library("momentum") is not None else "foreach"
-
-
-@cache
-def _sweeps() -> ctypes.CDLL:
-    found = library("momentum")
-    assert found is not None
-    return found
+    tensors = [t for some in blocks for t in some]
+    plain = all(t.dtype == torch.float32 and t.is_contiguous() for t in tensors)
+    return "native" if plain and native_fits("momentum", *tensors) else "foreach"
 
 
 def _addresses(blocks: _Blocks) -> ctypes.Array[ctypes.c_void_p]:

@@ -9,13 +9,13 @@ trade exactness for steepness at zero, so small singular values rise quickly, by
 from __future__ import annotations
 
 import ctypes
-from functools import cache
 
 import torch
 from torch import Tensor
 
 from moonlet.ops.dispatch import implementation, register
 from moonlet.ops.native.build import library
+from moonlet.ops.native.call import kernel, native_fits
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 STEPS = 5
@@ -52,7 +52,7 @@ def choose(matrices: Tensor, dtype: torch.dtype | None = None) -> str:
     rows, columns = matrices.shape[-2:]
     suits = matrices.dtype == torch.float32 and dtype == torch.bfloat16 and matrices.device.type == "cpu"
     many = min(rows, columns) >= _NATIVE_SIDE and matrices.numel() >= rows * columns * torch.get_num_threads()
-    return "native" if suits and many and not torch.compiler.is_compiling() and _kernel() is not None else "batched"
+    return "native" if suits and many and native_fits("newton_schulz", matrices) and _is_quicker() else "batched"
 
 
 def chunk(rows: int, columns: int, device: torch.device) -> int:
@@ -117,8 +117,6 @@ def _orthogonal(stack: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
 @register("newton_schulz", "native")
 def native(matrices: Tensor, steps: int = STEPS, dtype: torch.dtype | None = None) -> Tensor:
     """A matrix at a time in a core's own cache, of symmetric products one half; fp32 in and out, bf16 between."""
-    kernel = _kernel()
-    assert kernel is not None, "no kernel for this machine"
     assert matrices.dtype == torch.float32, "masters are fp32"
     stack = matrices.contiguous()
     out = torch.empty_like(stack)
@@ -126,14 +124,12 @@ def native(matrices: Tensor, steps: int = STEPS, dtype: torch.dtype | None = Non
     if stack.numel() == 0:
         return out
     count = stack.numel() // (rows * columns)
-    sizes = map(ctypes.c_int64, (count, rows, columns, steps))
-    at = (ctypes.c_void_p(t.data_ptr()) for t in (stack, out))
-    kernel.newton_schulz(*at, *sizes, (ctypes.c_float * 3)(*COEFFICIENTS), ctypes.c_float(_EPS))
+    run = kernel("newton_schulz", "newton_schulz")
+    run(stack, out, count, rows, columns, steps, (ctypes.c_float * 3)(*COEFFICIENTS), _EPS)
     return out
 
 
-@cache
-def _kernel() -> ctypes.CDLL | None:
-    """None: no compiler, or a processor whose matrix library is quicker."""
+def _is_quicker() -> bool:
+    """Whether the kernel suits this processor; there are some whose matrix library is quicker."""
     found = library("newton_schulz")
-    return found if found is not None and found.newton_schulz_here() else None
+    return found is not None and bool(found.newton_schulz_here())

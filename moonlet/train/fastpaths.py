@@ -31,7 +31,7 @@ _WHY = {
 }
 _WHY_EXPERTS = {
     "native": "sorted, with C++ passes between the products",
-    "grouped": "one product for all experts",
+    "grouped_mm": "one product for all experts",
 }
 
 
@@ -134,12 +134,11 @@ def _fla_path(device: torch.device) -> FastPath:
 def _native_paths(device: torch.device) -> list[FastPath]:
     if device.type != "cpu":
         return []  # what the host computes hardly matters then
-    missing = {name: why for name, why in every_kernel().items() if why}
-    built = [name for name in every_kernel() if name not in missing]
-    paths = [FastPath("native kernels", ", ".join(built), "compiled for this processor")] if built else []
     by_reason: dict[str, list[str]] = {}
-    for name, why in missing.items():
+    for name, why in every_kernel().items():
         by_reason.setdefault(why, []).append(name)
+    built = by_reason.pop("", None)
+    paths = [FastPath("native kernels", ", ".join(built), "compiled for this processor")] if built else []
     return paths + [FastPath("native kernels", "off", f"{', '.join(n)}: {why}") for why, n in by_reason.items()]
 
 

@@ -32,7 +32,7 @@ def losses(*off: tuple[str, str], dtype: torch.dtype = torch.float32) -> list[fl
 @pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def fast(request: pytest.FixtureRequest) -> tuple[torch.dtype, list[float]]:
     # Of matrices as small as these the chooser would take the batched form.
-    small = [("newton_schulz", "native")] * (request.param == torch.bfloat16 and ns._kernel() is not None)
+    small = [("newton_schulz", "native")] * (request.param == torch.bfloat16 and ns._is_quicker())
     return request.param, losses(*small, dtype=request.param)
 
 

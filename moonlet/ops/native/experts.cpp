@@ -11,23 +11,6 @@
 
 namespace {
 
-// exp(x) = 2^n 2^f with n whole and f in [-1/2, 1/2]; within 4e-7 of its value up to |x| = 20, where a sigmoid is one
-// or nothing to fp32.
-inline float exponential(float x) {
-  x = x < -87.0f ? -87.0f : x;
-  x = x > 87.0f ? 87.0f : x;
-  float n = __builtin_rintf(x * 1.44269504f);
-  float f = x * 1.44269504f - n;
-  float p = 1.5403530e-4f;  // ln(2)^k / k!
-  p = p * f + 1.3333558e-3f;
-  p = p * f + 9.6181291e-3f;
-  p = p * f + 5.5504109e-2f;
-  p = p * f + 2.4022651e-1f;
-  p = p * f + 6.9314718e-1f;
-  p = p * f + 1.0f;
-  return p * __builtin_bit_cast(float, (int32_t(n) + 127) << 23);
-}
-
 inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
 
 constexpr int64_t kFew = 1 << 14;  // numbers; for fewer no second thread is woken

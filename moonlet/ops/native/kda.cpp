@@ -14,20 +14,6 @@ constexpr int64_t BLOCK = 64;  // tokens that are summed together; the callers m
 constexpr int MOST = 16;       // taps
 constexpr float L2_EPS = 1e-6f;
 
-template <class F>
-inline void over(int64_t width, F&& f) {
-  int64_t i = 0;
-  for (; i + 16 <= width; i += 16) f(i, 16);
-  if (i < width) f(i, (int)(width - i));
-}
-template <class T>
-inline f16 some(const T* p, int n) {
-  return n == 16 ? load(p) : load(p, n);
-}
-template <class T>
-inline void some(T* p, f16 v, int n) {
-  n == 16 ? store(p, v) : store(p, v, n);
-}
 inline f16 sigmoid(f16 x) { return 1.0f / (1.0f + exponential(-x)); }
 
 // ---- The short convolution

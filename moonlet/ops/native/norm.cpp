@@ -10,21 +10,6 @@ namespace {
 
 constexpr int64_t BLOCK = 256;  // rows that are summed together; ops/rms_norm.py makes room for their sums
 
-template <class F>
-inline void over(int64_t width, F&& f) {
-  int64_t i = 0;
-  for (; i + 16 <= width; i += 16) f(i, 16);
-  if (i < width) f(i, (int)(width - i));
-}
-template <class T>
-inline f16 some(const T* p, int n) {
-  return n == 16 ? load(p) : load(p, n);
-}
-template <class T>
-inline void some(T* p, f16 v, int n) {
-  n == 16 ? store(p, v) : store(p, v, n);
-}
-
 template <class T>
 void forward(const T* x, const T* w, T* y, float* inverse, int64_t rows, int64_t width, int64_t row, float eps) {
 #pragma omp parallel for schedule(static) if (rows * width > 16384)

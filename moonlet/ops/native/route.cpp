@@ -41,23 +41,6 @@ void products(const T* __restrict x, const float* __restrict w, float* __restric
   }
 }
 
-// exp(x) = 2^n 2^f with n whole and f in [-1/2, 1/2].
-inline float exponential(float x) {
-  x = x < -87.0f ? -87.0f : x;
-  x = x > 87.0f ? 87.0f : x;
-  float n = __builtin_rintf(x * 1.44269504f);
-  float f = x * 1.44269504f - n;
-  float p = 1.5252734e-5f;  // ln(2)^k / k!
-  p = p * f + 1.5403530e-4f;
-  p = p * f + 1.3333558e-3f;
-  p = p * f + 9.6181291e-3f;
-  p = p * f + 5.5504109e-2f;
-  p = p * f + 2.4022651e-1f;
-  p = p * f + 6.9314718e-1f;
-  p = p * f + 1.0f;
-  return p * __builtin_bit_cast(float, (int32_t(n) + 127) << 23);
-}
-
 void to_scores(float* s, const Rule& rule) {
   if (!rule.softmax) {
     for (int64_t e = 0; e < rule.E; e++) s[e] = 1.0f / (1.0f + exponential(-s[e]));

@@ -61,6 +61,22 @@ static inline void store(bf16* p, f16 v, int n) {
   memcpy(p, &h, 2 * (size_t)n);
 }
 
+// A row of any width, sixteen numbers at a time and the rest at its end: f(first, how many).
+template <class F>
+static inline void over(int64_t width, F&& f) {
+  int64_t i = 0;
+  for (; i + 16 <= width; i += 16) f(i, 16);
+  if (i < width) f(i, (int)(width - i));
+}
+template <class T>
+static inline f16 some(const T* p, int n) {
+  return n == 16 ? load(p) : load(p, n);
+}
+template <class T>
+static inline void some(T* p, f16 v, int n) {
+  n == 16 ? store(p, v) : store(p, v, n);
+}
+
 // What a vector would be after a trip through memory of this type.
 static inline f16 through(f16 v, const float*) { return v; }
 static inline f16 through(f16 v, const bf16*) { return (f16)(__builtin_convertvector(rounded(v), u16) << 16); }
