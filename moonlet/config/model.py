@@ -21,7 +21,13 @@ from moonlet.config.rope_scaling import RopeScaling, read_scaling
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 SCORING = ("sigmoid", "softmax")
-MAX_LAYERS = 4096
+# Beyond these no tensor could be addressed, and saying anything of a model would fail somewhere in its making.
+MAX_LAYERS, MAX_NUMBER, MAX_WIDTH, MAX_VOCABULARY = 4096, 1 << 16, 1 << 20, 1 << 30
+_NUMBERS = ("num_attention_heads", "num_key_value_heads", "n_routed_experts", "n_shared_experts")
+_WIDTHS = (
+    "hidden_size", "head_dim", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
+    "intermediate_size", "moe_intermediate_size",
+)  # fmt: skip
 
 # Fields that say nothing without the part they describe, and the one value they then hold: equal models have equal
 # configurations. Without MLA's latent, without rope, and without experts (where every layer is a dense one).
@@ -137,8 +143,11 @@ class ModelConfig:
         if self.q_lora_rank is not None and self.q_lora_rank < 1:
             raise ValueError(f"q_lora_rank is {self.q_lora_rank}; it must be at least 1, or null for a single q_proj")
         # Every layer is built, if without memory, before anything can be said of a model.
-        if self.num_hidden_layers > MAX_LAYERS:
-            raise ValueError(f"num_hidden_layers is {self.num_hidden_layers}; it must be at most {MAX_LAYERS}")
+        most = {"num_hidden_layers": MAX_LAYERS, "vocab_size": MAX_VOCABULARY}
+        most |= dict.fromkeys(_NUMBERS, MAX_NUMBER) | dict.fromkeys(_WIDTHS, MAX_WIDTH)
+        for name, limit in most.items():
+            if (getattr(self, name) or 0) > limit:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at most {limit}")
         for name in ("n_shared_experts", "n_routed_experts", "first_k_dense_replace"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")

@@ -196,6 +196,9 @@ def test_spellings_of_each_family_mean_the_same(spelled: dict[str, Any], meant: 
         ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_scaling lacks original_max_position_embeddings"),
         ({"rope_scaling": {"factor": 2.0}}, "rope_scaling gives factor and no type; valid: 'yarn'"),
         ({"rope_scaling": "yarn"}, "rope_scaling is 'yarn'; it must be a table"),
+        ({"vocab_size": 10**21}, "must be at most 1073741824"),
+        ({"n_routed_experts": 10**6}, "n_routed_experts is 1000000; it must be at most 65536"),
+        ({"hidden_size": 1 << 21}, "must be at most 1048576"),
     ],
 )
 def test_impossible_values_are_one_clear_line(given: dict[str, Any], message: str) -> None:
