@@ -159,13 +159,18 @@ def _read_file(
     git = any(len(expected.digest) == 40 for expected in sums)
     bad: list[str] = []
     queue = sorted(entries, key=lambda entry: entry.begin)[::-1]
+    entry: Entry | None = None
     with path.open("rb", buffering=0) as file:
         position = 0
         while position < size:
-            # Up to the next tensor, or through the tensor at hand, in whole numbers of it.
-            while queue and position >= queue[-1].end:
+            # Up to the next tensor, or through the tensor at hand, in whole numbers of it. One that begins within
+            # another is not looked through: the headers are wrong, and were said to be.
+            if entry is not None and position >= entry.end:
+                entry = None
+            while entry is None and queue and (position > queue[-1].begin or queue[-1].nbytes == 0):
                 queue.pop()
-            entry = queue[-1] if queue and position >= queue[-1].begin else None
+            if entry is None and queue and position == queue[-1].begin:
+                entry = queue.pop()
             end = entry.end if entry else queue[-1].begin if queue else size
             piece = bytearray(min(end - position, _PIECE_BYTES))
             got = file.readinto(piece)

@@ -78,6 +78,21 @@ def test_a_missing_tensor_a_cut_file_and_a_wrong_config(folder: Path) -> None:
     assert list(failed(folder)) == ["config"]
 
 
+def test_tensors_that_overlap_are_wrong_headers_and_nothing_worse(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    placed = sorted((entry["data_offsets"], name) for name, entry in header.items() if name != "__metadata__")
+    for (begin, end), name in placed[1:3]:
+        header[name]["data_offsets"] = [begin - 3, end - 3]  # not even whole numbers begin there
+    changed = json.dumps(header, separators=(",", ":")).encode()
+    path.write_bytes(len(changed).to_bytes(8, "little") + changed + content[8 + length :])
+    found = failed(folder)
+    assert "overlaps" in found["headers"]
+    assert set(found) == {"headers"}
+
+
 def test_a_flipped_bit_is_seen_by_a_sum_of_either_kind(folder: Path) -> None:
     path = folder / "model.safetensors"
     content = path.read_bytes()
