@@ -48,17 +48,17 @@ def convert(
     from moonlet.hub.gguf.types import TYPES
 
     size = _bytes(max_shard)
-    folder = model_folder(source)
+    folder, name = model_folder(source), source.resolve().name
     console = Console(soft_wrap=True)
     kind = format.lower()
     if kind.startswith(_GGUF):
-        _to_gguf(console, folder, source.resolve().name, destination, kind, overwrite)
+        _to_gguf(console, folder, name, destination, kind, overwrite)
         return
     if kind not in FORMS:
         known = ", ".join((*FORMS, *(_GGUF + name.lower() for name in TYPES)))
         raise ValueError(f"--format is {format!r}; valid: {known}")
     with _Bar(console, f"writing {kind}") as bar:
-        done = convert_folder(folder, destination, kind, size, overwrite, bar.show, bar.note)
+        done = convert_folder(folder, destination, kind, size, overwrite, name, bar.show, bar.note)
     _summary(console, destination, kind, done)
 
 

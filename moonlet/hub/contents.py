@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from moonlet.config.json_file import read_json
-from moonlet.hub.checkpoint import Checkpoint, checkpoint_of, empty_model, match
-from moonlet.hub.header import Entry
+from moonlet.hub.checkpoint import PLAIN, Checkpoint, checkpoint_of, empty_model, match
 from moonlet.hub.source import DTYPES, INDEX_FILE, Source, scan
 
 
@@ -92,7 +91,7 @@ def look_into(folder: str | Path) -> Contents:
         formats[kind] = formats.get(kind, Amount()).plus(prod(weight.shape), weight.nbytes)
     if checkpoint.remote_code:
         notices.append("config.json names code of its own (auto_map), which is never run; moonlet computes this model")
-    differences += [*problems, *_dtype_of_config(checkpoint, dtypes)]
+    differences += [*problems, *_dtype_of_config(checkpoint)]
     return Contents(dtypes, formats, files, (*checkpoint.notices(), *notices), tuple(differences))
 
 
@@ -128,11 +127,9 @@ def _index_total(source: Source) -> list[str]:
     return [] if said in (None, held) else [f"{INDEX_FILE} says total_size {said!s:.40}, and the tensors have {held}"]
 
 
-def _dtype_of_config(checkpoint: Checkpoint, dtypes: dict[str, Amount]) -> list[str]:
+def _dtype_of_config(checkpoint: Checkpoint) -> list[str]:
     """Where the weights that are stored as they are have another dtype than config.json says."""
-    plain = {kind: amount for kind, amount in dtypes.items() if kind in ("F32", "BF16", "F16", "F64")}
-    entries: list[Entry] = [entry for entry in checkpoint.tensors.values() if len(entry.shape) > 1]
-    found = {entry.dtype for entry in entries} & set(plain)
+    found = {entry.dtype for entry in checkpoint.tensors.values() if len(entry.shape) > 1} & set(PLAIN)
     said = checkpoint.config.dtype
     names = {kind: str(DTYPES[kind]).removeprefix("torch.") for kind in found}
     if not found or said in names.values():

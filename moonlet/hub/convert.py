@@ -24,16 +24,14 @@ from torch import Tensor
 
 from moonlet.config.json_file import read_json
 from moonlet.hub.card import CARD_FILE, card, may_write, training_of
-from moonlet.hub.checkpoint import Checkpoint, Stored, checkpoint_of, empty_model, match
+from moonlet.hub.checkpoint import Checkpoint, Stored, checkpoint_of, empty_model
 from moonlet.hub.encoding import FORMS, Encoding
-from moonlet.hub.names import stays_fp32
+from moonlet.hub.names import EMBEDDING, HEAD, stays_fp32
 from moonlet.hub.quantization import SCHEMES
-from moonlet.hub.read import fill, wrong_values
+from moonlet.hub.read import fill, stored_whole
 from moonlet.hub.shards import SHARD_BYTES, Planned, write_folder
-from moonlet.hub.source import DTYPES, open_source, read_into, refuse
+from moonlet.hub.source import DTYPES, open_source, read_into
 from moonlet.hub.write import config_texts
-
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 # What travels with the weights: a tokenizer and the licence. No code, whatever config.json calls for.
 _BESIDE = re.compile(
@@ -64,6 +62,7 @@ def convert(
     format: str,
     max_shard_bytes: float = SHARD_BYTES,
     overwrite: bool = False,
+    origin: str | None = None,
     progress: Progress | None = None,
     notice: Callable[[str], object] | None = None,
 ) -> Converted:
@@ -75,6 +74,7 @@ def convert(
         format: one of `encoding.FORMS`.
         max_shard_bytes: beyond so many bytes of tensors there are several files and an index.
         overwrite: whether `destination` may hold something; a model in it is replaced, other files stay.
+        origin: what the new card calls the source; None: by the name of its folder.
         progress: called with the bytes that were written so far, and all.
         notice: called with each line a person should know, as that a vision tower is left behind.
 
@@ -89,9 +89,7 @@ def convert(
         raise ValueError(f"format is {format!r}; valid: {', '.join(map(repr, FORMS))}")
     _check_destination(source, destination, overwrite)
     checkpoint = checkpoint_of(open_source(source))
-    stored, problems = match(checkpoint, empty_model(checkpoint))
-    refuse(source, problems)
-    refuse(source, list(wrong_values(checkpoint, stored)))
+    stored = stored_whole(checkpoint, empty_model(checkpoint))
     if checkpoint.config.tie_word_embeddings and checkpoint.layout.tied_head:
         stored[HEAD] = stored[EMBEDDING]
     job = _Job(checkpoint, Encoding.of(format), _form(checkpoint, stored) == format)
@@ -108,7 +106,14 @@ def convert(
             progress(done, total)
 
     tensors = (pair for name, weight in stored.items() for pair in job.make(name, weight))
-    write_folder(destination, planned, tensors, _files(job, format, destination), max_shard_bytes, tell)
+    write_folder(
+        destination,
+        planned,
+        tensors,
+        _files(job, format, destination, origin or source.resolve().name),
+        max_shard_bytes,
+        tell,
+    )
     return Converted(total, sum(prod(weight.shape) for weight in stored.values()))
 
 
@@ -216,7 +221,7 @@ def _check_room(destination: Path, needed: int) -> None:
         raise ValueError(f"{destination} needs {needed:,} bytes, and its disk has {free:,} left")
 
 
-def _files(job: _Job, format: str, destination: Path) -> Mapping[str, str | Path]:
+def _files(job: _Job, format: str, destination: Path, origin: str) -> Mapping[str, str | Path]:
     """Everything beside the weights: config.json, the tokenizer, and a card where that is free."""
     checkpoint, source = job.checkpoint, job.checkpoint.source.folder
     dtype = DTYPES[checkpoint.embedding_dtype] if job.same else job.encoding.dtype
@@ -227,6 +232,6 @@ def _files(job: _Job, format: str, destination: Path) -> Mapping[str, str | Path
     files |= {path.name: path for path in sorted(source.iterdir()) if path.is_file() and _BESIDE.match(path.name)}
     if may_write(destination):
         scheme = format if format in SCHEMES else None
-        origin = None if job.same else source.resolve().name
-        files[CARD_FILE] = card(destination.resolve().name, config, scheme, training_of(source), origin)
+        name, training = destination.resolve().name, training_of(source)
+        files[CARD_FILE] = card(name, config, scheme, training, None if job.same else origin)
     return files

@@ -22,6 +22,9 @@ from torch import Tensor
 from moonlet.config import ModelConfig
 from moonlet.config.wrapper import VISION
 
+# The two matrices that a tied model has as one.
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
 # Parts of a mixture in memory; a dense layer has none of these names under its `mlp`.
 _MIXTURE = re.compile(r"(model\.layers\.\d+\.)mlp(\.(?:gate|experts|shared_experts)\..*)$")
 _DENSE = re.compile(r"(model\.layers\.\d+\.)(\w+)(\.(?:gate|up|down)_proj\.weight)$")

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 from moonlet.config.nearest import unknown
+from moonlet.config.wrapper import PREFIX
 
 Scheme = Literal["fp8", "int4", "mxfp4"]
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
@@ -38,7 +39,6 @@ _FORMAT_OF = {scheme: name for name, scheme in _FORMATS.items()}
 # Modules of the family that are linear layers. A router is none, in no published code, nor is a convolution.
 _LINEAR = re.compile(r"(?:.*\.)?(?:\w+_proj|kv_a_proj_with_mqa|w[123])$")
 _HEAD = re.compile(r"(?:.*\.)?lm_head$")
-_PREFIX = "language_model."
 # As Kimi-K2-Thinking publishes it: of all linear layers the routed experts are left.
 _IGNORED = ("lm_head", "re:.*self_attn.*", "re:.*shared_experts.*", r"re:.*mlp\.(gate|up|gate_up|down)_proj.*")
 
@@ -158,7 +158,7 @@ class Quantization:
         if self.method is None or not (_LINEAR.match(name) or _HEAD.match(name)):
             return None
         # Within a multimodal model the same names stand behind a prefix, and patterns may count on either.
-        names = {name, name.removeprefix(_PREFIX), _PREFIX + name.removeprefix(_PREFIX)}
+        names = {name, name.removeprefix(PREFIX), PREFIX + name.removeprefix(PREFIX)}
         if any(_matches(pattern, names, self.method) for pattern in self.ignored):
             return None
         return self.method if any(_matches(pattern, names, self.method) for pattern in self.targets) else None

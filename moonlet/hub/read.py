@@ -20,14 +20,13 @@ from torch import Tensor, nn
 
 from moonlet.hub.checkpoint import Checkpoint, Stored, checkpoint_of, empty_model, match
 from moonlet.hub.finite import is_finite
-from moonlet.hub.names import stays_fp32
+from moonlet.hub.names import EMBEDDING, HEAD, stays_fp32
 from moonlet.hub.packed_reading import experts_scheme, fill_part, jobs_of
 from moonlet.hub.source import DTYPES, open_source, pieces, read_into, refuse
 from moonlet.model.model import CausalLM
 from moonlet.model.packed import pack_experts
 from moonlet.ops.formats import fp8, int4, mxfp4
 
-_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # Copying from the system's cache of files, and multiplying out, take more than one core; more than a few only wait.
 _WORKERS = 4
 _CODES = {"fp8": "weight", "int4": "weight_packed", "mxfp4": "weight_packed"}
@@ -58,9 +57,7 @@ def read_model(
     """
     checkpoint = checkpoint_of(open_source(folder))
     model = empty_model(checkpoint)
-    stored, problems = match(checkpoint, model)
-    refuse(checkpoint.source.folder, problems)
-    refuse(checkpoint.source.folder, list(wrong_values(checkpoint, stored)))
+    stored = stored_whole(checkpoint, model)
     for line in checkpoint.notices() if notice is not None else ():
         notice(line)  # type: ignore[misc]
     scheme = experts_scheme(stored) if packed else None
@@ -69,6 +66,18 @@ def read_model(
     give_memory(model, device, dtype or DTYPES[checkpoint.embedding_dtype])
     fill_model(model, checkpoint, stored)
     return model
+
+
+def stored_whole(checkpoint: Checkpoint, model: CausalLM) -> dict[str, Stored]:
+    """How each tensor of `model`, which needs no memory, is stored, where nothing is wrong with any of them.
+
+    Raises:
+        ValueError: all that headers show to be wrong; or else the small tensors beside quantised weights.
+    """
+    stored, problems = match(checkpoint, model)
+    refuse(checkpoint.source.folder, problems)
+    refuse(checkpoint.source.folder, list(wrong_values(checkpoint, stored)))
+    return stored
 
 
 def give_memory(model: CausalLM, device: str | torch.device, dtype: torch.dtype) -> None:
@@ -157,9 +166,9 @@ def _finite_scale(scale: Tensor) -> bool:
 def _differing_head(checkpoint: Checkpoint) -> Iterator[str]:
     """Some files hold a tied matrix twice; it must be the same one."""
     tensors = checkpoint.tensors
-    if not checkpoint.config.tie_word_embeddings or _HEAD not in tensors:
+    if not checkpoint.config.tie_word_embeddings or HEAD not in tensors:
         return
-    embedding, head = tensors[_EMBEDDING], tensors[_HEAD]
+    embedding, head = tensors[EMBEDDING], tensors[HEAD]
     same = (embedding.shape, embedding.dtype) == (head.shape, head.dtype)
     if not same or not all(torch.equal(a, b) for (_, a), (_, b) in zip(pieces(embedding), pieces(head), strict=True)):
-        yield f"tie_word_embeddings is true and {_HEAD} differs from {_EMBEDDING}; one of the two is wrong"
+        yield f"tie_word_embeddings is true and {HEAD} differs from {EMBEDDING}; one of the two is wrong"

@@ -27,19 +27,18 @@ from typing import BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
+from moonlet.hub.source import DTYPES, INDEX_FILE, SINGLE_FILE
 from moonlet.text.atomic import sync_folder
 
-SINGLE_FILE, INDEX_FILE, CONFIG_FILE = "model.safetensors", "model.safetensors.index.json", "config.json"
+CONFIG_FILE = "config.json"
 SHARD_BYTES = 5_000_000_000
 
 # In safetensors' order: files begin with the widest numbers, so that every tensor is aligned.
-_DTYPES = {
-    "I64": torch.int64, "F64": torch.float64, "F32": torch.float32, "I32": torch.int32, "BF16": torch.bfloat16,
-    "F16": torch.float16, "I16": torch.int16, "F8_E8M0": torch.float8_e8m0fnu, "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
-_ORDER = {word: place for place, word in enumerate(_DTYPES)}
-_WORDS = {dtype: word for word, dtype in _DTYPES.items()}
+_WIDEST_FIRST = (
+    "I64", "F64", "F32", "I32", "BF16", "F16", "I16", "F8_E8M0", "F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL",
+)  # fmt: skip
+_ORDER = {word: place for place, word in enumerate(_WIDEST_FIRST)}
+_WORDS = {DTYPES[word]: word for word in _WIDEST_FIRST}
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors$")
 
 Progress = Callable[[int], object]
@@ -55,7 +54,7 @@ class Planned(NamedTuple):
     @property
     def nbytes(self) -> int:
         """How many bytes it takes."""
-        return prod(self.shape) * _DTYPES[self.dtype].itemsize
+        return prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
 def word(dtype: torch.dtype) -> str:

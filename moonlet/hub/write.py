@@ -77,7 +77,7 @@ def _dtype(model: CausalLM, part: Tensor | Packed) -> torch.dtype:
 
 def _whole(model: CausalLM, part: Tensor | Packed) -> Tensor:
     """The numbers themselves; what will be quantised again is exact in fp32."""
-    return part if isinstance(part, Tensor) else part.dequantise(torch.float32)
+    return part if isinstance(part, Tensor) else part.dequantize(torch.float32)
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:

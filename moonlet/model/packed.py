@@ -22,7 +22,7 @@ from moonlet.config import ModelConfig
 from moonlet.model.model import CausalLM
 from moonlet.model.moe import Experts, MoE
 from moonlet.ops.low_bit import low_bit_experts
-from moonlet.ops.low_bit_codes import CODES, SCALES, SCHEMES, Packed, Scheme, packed_shapes, quantise
+from moonlet.ops.low_bit_codes import CODES, SCALES, SCHEMES, Packed, Scheme, packed_shapes, quantize
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -74,8 +74,8 @@ class PackedExperts(nn.Module):
         """
         I = self.inner
         for e in range(len(self.down_packed)):
-            gate_up = quantise(experts.gate_up_proj[e].view(2, I, -1), self.scheme)
-            down = quantise(experts.down_proj[e], self.scheme)
+            gate_up = quantize(experts.gate_up_proj[e].view(2, I, -1), self.scheme)
+            down = quantize(experts.down_proj[e], self.scheme)
             self.gate_up_packed[e], self.gate_up_scale[e] = gate_up.codes, gate_up.scale
             self.down_packed[e], self.down_scale[e] = down.codes, down.scale
 
@@ -84,8 +84,8 @@ class PackedExperts(nn.Module):
         """Fill `experts` with what these codes stand for."""
         for e in range(len(self.down_packed)):
             dtype = experts.down_proj.dtype
-            experts.gate_up_proj[e] = self.gate_up[e].dequantise(dtype).flatten(0, 1)
-            experts.down_proj[e] = self.down[e].dequantise(dtype)
+            experts.gate_up_proj[e] = self.gate_up[e].dequantize(dtype).flatten(0, 1)
+            experts.down_proj[e] = self.down[e].dequantize(dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedExperts:
         """What `to`, `float`, `to_empty` and their like do to every tensor: here to its bits, which have no precision

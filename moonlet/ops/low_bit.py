@@ -63,7 +63,7 @@ def low_bit_experts(
 @register("low_bit_linear", "reference")
 def reference_linear(x: Tensor, weight: Packed) -> Tensor:
     """The law."""
-    return F.linear(x, weight.dequantise(x.dtype))
+    return F.linear(x, weight.dequantize(x.dtype))
 
 
 register("low_bit_linear", "native")(low_bit_native.native_linear)
@@ -74,7 +74,7 @@ def reference_experts(
     x: Tensor, gate_up: Packed, down: Packed, index: Tensor, weight: Tensor, plus: Tensor | None = None
 ) -> Tensor:
     """The law: all experts as they were before they were packed."""
-    whole = gate_up.dequantise(x.dtype).flatten(1, 2), down.dequantise(x.dtype)
+    whole = gate_up.dequantize(x.dtype).flatten(1, 2), down.dequantize(x.dtype)
     return experts.reference(x, *whole, index, weight, plus)
 
 
@@ -91,7 +91,7 @@ def dequantised(
     y = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     for e in index.unique().tolist():
         token, slot = torch.where(index == e)
-        out = _swiglu(x[token], gate_up[e].dequantise(x.dtype).flatten(0, 1), down[e].dequantise(x.dtype))
+        out = _swiglu(x[token], gate_up[e].dequantize(x.dtype).flatten(0, 1), down[e].dequantize(x.dtype))
         y.index_add_(0, token, out.float() * weight[token, slot, None])
     return (y if plus is None else y + plus).to(x.dtype)
 
@@ -102,9 +102,9 @@ def _gathered(
     """Every token's experts, each for itself, however often one is chosen; nothing is asked of the device."""
     (N, A), chosen = index.shape, index.flatten()
     rows = x.repeat_interleave(A, 0)[:, :, None]  # (NA, D, 1)
-    h = torch.bmm(gate_up[chosen].dequantise(x.dtype).flatten(1, 2), rows)  # (NA, 2I, 1)
+    h = torch.bmm(gate_up[chosen].dequantize(x.dtype).flatten(1, 2), rows)  # (NA, 2I, 1)
     gate, up = h.chunk(2, 1)
-    out = torch.bmm(down[chosen].dequantise(x.dtype), F.silu(gate) * up)[..., 0]  # (NA, D)
+    out = torch.bmm(down[chosen].dequantize(x.dtype), F.silu(gate) * up)[..., 0]  # (NA, D)
     y = (out.float().view(N, A, -1) * weight[..., None]).sum(1)
     return (y if plus is None else y + plus).to(x.dtype)
 

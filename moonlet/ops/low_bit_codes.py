@@ -52,9 +52,9 @@ class Packed:
         assert self.codes.dim() > 2
         return Packed(self.scheme, self.codes[index], self.scale[index], self.width)
 
-    def dequantise(self, dtype: torch.dtype = torch.float32) -> Tensor:
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight [..., out, width], exact in fp32 but for codes of fp8, whose product with the scale is rounded."""
-        return _dequantise(self, dtype)
+        return _dequantize(self, dtype)
 
 
 def packed_shapes(scheme: Scheme, out: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -65,7 +65,7 @@ def packed_shapes(scheme: Scheme, out: int, width: int) -> tuple[tuple[int, int]
     return (out, -(-width // per)), (out, -(-width // GROUP))
 
 
-def quantise(weight: Tensor, scheme: Scheme) -> Packed:
+def quantize(weight: Tensor, scheme: Scheme) -> Packed:
     """The nearest codes of a weight [..., out, in], under the scales that `ops/formats` chooses.
 
     Raises:
@@ -86,7 +86,7 @@ def quantise(weight: Tensor, scheme: Scheme) -> Packed:
     return Packed(scheme, codes.view(*stack, *of_codes), scale.view(*stack, *of_scale), width)
 
 
-def _dequantise(packed: Packed, dtype: torch.dtype) -> Tensor:
+def _dequantize(packed: Packed, dtype: torch.dtype) -> Tensor:
     width = packed.width
     if packed.scheme == "fp8":
         pairs = zip(*(x.reshape(-1, *x.shape[-2:]) for x in (packed.codes, packed.scale)), strict=True)

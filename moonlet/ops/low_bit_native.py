@@ -38,7 +38,7 @@ def native_linear(x: Tensor, weight: Packed) -> Tensor:
     """As `moonlet.ops.low_bit.low_bit_linear`."""
     rows = x.reshape(-1, x.shape[-1])
     few = len(rows) <= FEW[x.dtype]
-    y = _product(rows.float(), weight).to(x.dtype) if few else F.linear(rows, _dequantised(weight, x.dtype))
+    y = _product(rows.float(), weight).to(x.dtype) if few else F.linear(rows, _dequantized(weight, x.dtype))
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
@@ -65,8 +65,8 @@ def _expert(x: Tensor, gate_up: Packed, down: Packed) -> Tensor:
         gate, up = _product(x.float(), gate_up).chunk(2, -1)
         return _product(F.silu(gate).mul_(up), down)
     x = F.pad(x, (0, 0, 0, -n % _ROWS_TO))
-    gate, up = F.linear(x, _dequantised(gate_up, x.dtype)).chunk(2, -1)  # (n, I) each
-    return F.linear(F.silu(gate).mul_(up), _dequantised(down, x.dtype))[:n].float()
+    gate, up = F.linear(x, _dequantized(gate_up, x.dtype)).chunk(2, -1)  # (n, I) each
+    return F.linear(F.silu(gate).mul_(up), _dequantized(down, x.dtype))[:n].float()
 
 
 def _product(x: Tensor, weight: Packed) -> Tensor:
@@ -79,11 +79,11 @@ def _product(x: Tensor, weight: Packed) -> Tensor:
     return y
 
 
-def _dequantised(weight: Packed, dtype: torch.dtype) -> Tensor:
+def _dequantized(weight: Packed, dtype: torch.dtype) -> Tensor:
     """The weight [..., in], as a matrix [out, in]."""
     *outs, width = weight.shape
     out = torch.empty(math.prod(outs), width, dtype=dtype)
-    kernel("low_bit", "low_bit_dequantise")(*_codes(weight), dtype == torch.bfloat16, out)
+    kernel("low_bit", "low_bit_dequantize")(*_codes(weight), dtype == torch.bfloat16, out)
     return out
 
 

@@ -43,7 +43,7 @@ def test_the_folder_is_a_checkpoint_as_published(tmp_path: Path) -> None:
         out, width = tensors.get_tensor(f"{expert}weight_shape").tolist()
         codes, scale = (tensors.get_tensor(f"{expert}weight_{part}") for part in ("packed", "scale"))
     assert (out, width, codes.dtype, scale.dtype) == (256, 160, torch.int32, torch.bfloat16)
-    assert Packed("int4", codes, scale, width).dequantise().std().item() == pytest.approx(0.02, rel=0.1)
+    assert Packed("int4", codes, scale, width).dequantize().std().item() == pytest.approx(0.02, rel=0.1)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["quantization_config"]["format"] == "pack-quantized"
 

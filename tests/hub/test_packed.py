@@ -42,7 +42,7 @@ def test_each_experts_matrix_has_its_published_tensors(
         for matrix, packed in zip(matrices, stacks, strict=True):
             name = f"model.layers.1.{mixture}.experts.{e}.{matrix}."
             found = Packed(scheme, parts.pop(name + codes), parts.pop(name + scale), packed.width)
-            assert torch.equal(found.dequantise(), packed.dequantise())
+            assert torch.equal(found.dequantize(), packed.dequantize())
             assert found.codes.data_ptr() == packed.codes.data_ptr()  # a view, to be read into
             assert found.scale.data_ptr() == packed.scale.data_ptr()
     assert not any("layers.1" in name and ".experts." in name for name in parts)

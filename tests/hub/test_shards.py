@@ -29,7 +29,7 @@ def tensors() -> dict[str, Tensor]:
     """One of every dtype that is written, of odd sizes, one empty and one without axes."""
     generator = torch.Generator().manual_seed(0)
     out = {}
-    for i, dtype in enumerate(shards._DTYPES.values()):
+    for i, dtype in enumerate(shards._WORDS):
         numbers = torch.randint(0, 2 if dtype == torch.bool else 120, (3 + i, 5 + 2 * i), generator=generator)
         out[f"layer.{i % 4}.{dtype}"] = numbers.to(dtype)
     return out | {"empty": torch.empty(0, 4), "number": torch.tensor(3.5)}

@@ -12,7 +12,7 @@ from moonlet.ops.dispatch import implementation, names
 from moonlet.ops.experts import reference as experts_reference
 from moonlet.ops.formats import int4
 from moonlet.ops.low_bit import _gathered, low_bit_experts, low_bit_linear, reference_experts, reference_linear
-from moonlet.ops.low_bit_codes import CODES, SCALES, SCHEMES, Packed, Scheme, packed_shapes, quantise
+from moonlet.ops.low_bit_codes import CODES, SCALES, SCHEMES, Packed, Scheme, packed_shapes, quantize
 from moonlet.ops.low_bit_native import FEW
 from moonlet.ops.native import library, without_kernels
 
@@ -44,13 +44,13 @@ def relative(a: Tensor, b: Tensor) -> float:
 @pytest.mark.parametrize("shape", [(1, 1), (3, 33), (5, 128), (130, 70), (2, 3, 40)], ids=str)
 def test_quantised_weights_are_near_and_of_the_published_shapes(scheme: Scheme, shape: tuple[int, ...]) -> None:
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    packed = quantise(weight, scheme)
+    packed = quantize(weight, scheme)
     codes, scale = packed_shapes(scheme, *shape[-2:])
     assert (packed.codes.shape[-2:], packed.scale.shape[-2:]) == (codes, scale)
     assert (packed.codes.dtype, packed.scale.dtype) == (CODES[scheme], SCALES[scheme])
     assert packed.shape == weight.shape
     # Half a step: of int4 a fifteenth of the largest, whose own code is cut from 7.5 to 7; e2m1's 8 becomes 6.
-    assert relative(packed.dequantise(), weight) <= {"int4": 0.07, "mxfp4": 0.26, "fp8": 0.04}[scheme]
+    assert relative(packed.dequantize(), weight) <= {"int4": 0.07, "mxfp4": 0.26, "fp8": 0.04}[scheme]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -58,23 +58,23 @@ def test_quantised_weights_are_near_and_of_the_published_shapes(scheme: Scheme, 
 def test_extreme_weights_are_quantised_as_well_and_zeros_stay_zeros(scheme: Scheme, size: float) -> None:
     weight = torch.randn(160, 160, generator=torch.Generator().manual_seed(2)).clamp(-1, 1) * size
     weight[:, 128:] = 0  # of every scheme a group, or a block, of zeros
-    got = quantise(weight, scheme).dequantise()
+    got = quantize(weight, scheme).dequantize()
     assert relative(got / size, weight / size) <= {"int4": 0.08, "mxfp4": 0.26, "fp8": 0.05}[scheme]
     assert not got[:, 128:].any()
 
 
 def test_mxfp4_rounds_ties_to_the_even_code_and_keeps_what_it_can_say() -> None:
     exact = torch.tensor([E2M1 + [-v for v in E2M1]]).repeat(1, 2)
-    assert torch.equal(quantise(exact * 2.0**-20, "mxfp4").dequantise() * 2.0**20, exact)
+    assert torch.equal(quantize(exact * 2.0**-20, "mxfp4").dequantize() * 2.0**20, exact)
     ties = torch.tensor([[0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, -5.0, 6.0]])
-    assert quantise(ties, "mxfp4").dequantise().tolist() == [[0, 1, 1, 2, 2, 4, 4, -4, 6]]
+    assert quantize(ties, "mxfp4").dequantize().tolist() == [[0, 1, 1, 2, 2, 4, 4, -4, 6]]
 
 
 def test_what_cannot_be_quantised() -> None:
     with pytest.raises(ValueError, match=r"no scheme 'int3' .*valid: int4, mxfp4, fp8"):
-        quantise(torch.ones(2, 2), "int3")  # type: ignore[arg-type]
+        quantize(torch.ones(2, 2), "int3")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="NaN or infinity"):
-        quantise(torch.tensor([[1.0, float("nan")]]), "int4")
+        quantize(torch.tensor([[1.0, float("nan")]]), "int4")
 
 
 # Products.
@@ -116,7 +116,7 @@ def test_every_code_and_scale_in_the_kernels(scheme: Scheme) -> None:
         codes = torch.nn.functional.pad(codes, (0, 1)).to(torch.uint8)
         packed = codes[:, ::2] | codes[:, 1::2] << 4
     weight = Packed(scheme, packed, scales.repeat(16)[:, None].expand(-1, 5).contiguous(), 129)
-    want = weight.dequantise()
+    want = weight.dequantize()
     for at in (0, 31, 127, 128):
         x = torch.zeros(1, 129)
         x[0, at] = 1.0
@@ -145,7 +145,7 @@ def test_products_in_bf16_are_as_near_as_bf16(scheme: Scheme, machine: None) -> 
         x = torch.randn(rows, 200).bfloat16()
         y = low_bit_linear(x, weight)
         assert y.dtype == torch.bfloat16
-        assert relative(y, x.float() @ weight.dequantise().t()) <= 2e-2
+        assert relative(y, x.float() @ weight.dequantize().t()) <= 2e-2
 
 
 # Experts.
@@ -169,7 +169,7 @@ def stacks(request: pytest.FixtureRequest) -> tuple[Packed, Packed]:
 
 def test_the_law_is_that_of_the_experts_dequantised(stacks: tuple[Packed, Packed]) -> None:
     x, index, weight, plus = routed(9, 3)
-    whole = [torch.stack([stack[e].dequantise().view(-1, stack.width) for e in range(E)]) for stack in stacks]
+    whole = [torch.stack([stack[e].dequantize().view(-1, stack.width) for e in range(E)]) for stack in stacks]
     want = experts_reference(x, *whole, index, weight, plus)
     assert torch.equal(reference_experts(x, *stacks, index, weight, plus), want)
 

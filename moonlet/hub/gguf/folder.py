@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from moonlet.hub.checkpoint import checkpoint_of, empty_model, match
-from moonlet.hub.read import fill
-from moonlet.hub.source import DTYPES, open_source, refuse
+from moonlet.hub.checkpoint import checkpoint_of, empty_model
+from moonlet.hub.read import fill, stored_whole
+from moonlet.hub.source import DTYPES, open_source
 
 
 def folder_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
@@ -23,8 +23,7 @@ def folder_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
         ValueError: what does not fit, all of it, before the first tensor; or a tensor that is not finite.
     """
     checkpoint = checkpoint_of(open_source(folder))
-    stored, problems = match(checkpoint, empty_model(checkpoint))
-    refuse(folder, problems)
+    stored = stored_whole(checkpoint, empty_model(checkpoint))
     for name, one in sorted(stored.items(), key=lambda item: min((e.path, e.begin) for e in item[1].parts.values())):
         plain = next(iter(one.parts.values())).dtype
         values = torch.empty(one.shape, dtype=DTYPES[plain] if one.scheme is None else torch.float32)

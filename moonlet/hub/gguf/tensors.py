@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moonlet.config import ModelConfig
-from moonlet.hub.names import layout_of
+from moonlet.hub.names import EMBEDDING, HEAD, layout_of
 from moonlet.hub.packed import BUFFER, packed_weights
 from moonlet.model.model import CausalLM
 from moonlet.model.norm import LATENT_EPS
@@ -64,8 +64,7 @@ _PLAIN = {
     "mlp.shared_experts.up_proj": "ffn_up_shexp",
     "mlp.shared_experts.down_proj": "ffn_down_shexp",
 }
-_OUTER = {"model.embed_tokens.weight": "token_embd", "model.norm.weight": "output_norm", "lm_head.weight": "output"}
-_EMBEDDING = "model.embed_tokens.weight"
+_OUTER = {EMBEDDING: "token_embd", "model.norm.weight": "output_norm", HEAD: "output"}
 
 Change = Callable[[Tensor], Tensor]
 
@@ -139,7 +138,7 @@ class _Planner:
                 self.out.add(official, *self._one(block, rest, int(layer), value))
         if self.config.tie_word_embeddings and self.linear is not None:
             head = model.model.embed_tokens.weight
-            self.out.add(_EMBEDDING, "output.weight", head, _same)
+            self.out.add(EMBEDDING, "output.weight", head, _same)
         self._shared_of_zeros()
         return self.out
 
@@ -242,4 +241,4 @@ def official_tensors(model: CausalLM) -> Iterator[tuple[str, Tensor]]:
         if not BUFFER.match(name):
             yield from layout.split(name, value.detach())
     for name, packed in packed_weights(layout, model):
-        yield name, packed.dequantise()
+        yield name, packed.dequantize()

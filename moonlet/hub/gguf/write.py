@@ -7,7 +7,6 @@ and of that a few rows converted; a checkpoint of a terabyte is as good as one o
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from moonlet.hub.gguf.vocabulary import Vocabulary, vocabulary_of
 from moonlet.hub.names import skipped
 from moonlet.model.model import CausalLM
 from moonlet.text.atomic import atomic_path
+from moonlet.text.chat.detect import template_of
 from moonlet.text.tokenizer import Tokenizer
 
 _MAX_PROBLEMS = 8
@@ -80,7 +80,7 @@ def write_gguf(
     else:
         folder = Path(source)
         config = ModelConfig.from_file(folder)
-        tensors, template = folder_tensors(folder), chat_template(folder)
+        tensors, template = folder_tensors(folder), template_of(folder)
         words = tokenizer or text.load(folder)
         name = name or folder.resolve().name
     arch = architecture(config)
@@ -100,19 +100,6 @@ def write_gguf(
             writer.close()
     notes = [*_notes(layout, types, kind, config), *(vocabulary.notes if vocabulary else ())]
     return Written(path, arch, path.stat().st_size, dict(Counter(types.values())), notes)
-
-
-def chat_template(folder: Path) -> str | None:
-    """The chat template that a directory carries: in a file of its own, or in tokenizer_config.json."""
-    alone = folder / "chat_template.jinja"
-    if alone.is_file():
-        return alone.read_text(encoding="utf-8")
-    beside = folder / "tokenizer_config.json"
-    try:
-        found = json.loads(beside.read_text(encoding="utf-8")).get("chat_template") if beside.is_file() else None
-    except (ValueError, AttributeError):
-        raise ValueError(f"{beside} is not a JSON object") from None
-    return found if isinstance(found, str) else None
 
 
 def _package() -> Any:

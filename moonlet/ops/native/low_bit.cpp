@@ -37,7 +37,7 @@ void put_all(Bf16* p, f16 v) {
 }
 
 template <class C, class T>
-void dequantise(const Codes& m, int64_t out, T* to) {
+void dequantize(const Codes& m, int64_t out, T* to) {
   const f16 table = load(C::table);
   const u16 shifts = {0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28};
 #pragma omp parallel for if (out * m.columns > kFew)
@@ -86,14 +86,14 @@ void low_bit_product(int64_t is_mxfp4, const uint8_t* codes, const void* scales,
 }
 
 // to [out, columns] = W, fp32 or bfloat16.
-void low_bit_dequantise(int64_t is_mxfp4, const uint8_t* codes, const void* scales, int64_t out, int64_t columns,
+void low_bit_dequantize(int64_t is_mxfp4, const uint8_t* codes, const void* scales, int64_t out, int64_t columns,
                         int64_t bytes, int64_t groups, int64_t is_bf16, void* to) {
   const Codes m = {codes, scales, bytes, groups, columns};
   with_scheme(is_mxfp4, [&](auto c) {
     if (is_bf16)
-      dequantise<decltype(c)>(m, out, (Bf16*)to);
+      dequantize<decltype(c)>(m, out, (Bf16*)to);
     else
-      dequantise<decltype(c)>(m, out, (float*)to);
+      dequantize<decltype(c)>(m, out, (float*)to);
   });
 }
 }

@@ -7,13 +7,13 @@ the forms to choose from.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from moonlet.config.json_file import read_json
 from moonlet.text.chat.forms import FORMS, MIDDLE, THINK, ChatForm, form_named
 
 _TEMPLATE, _TOKENIZER, _CONFIG = "chat_template.jinja", "tokenizer_config.json", "config.json"
@@ -116,17 +116,7 @@ def _specials(tokenizer: Mapping[str, Any]) -> frozenset[str]:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(_read(path, _LARGEST_JSON))
-    except RecursionError:
-        raise ValueError(f"{path}: nested too deeply") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not valid JSON, line {error.lineno} column {error.colno}: {error.msg}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds a JSON {type(content).__name__}, not an object")
-    return content
+    return read_json(path, _LARGEST_JSON) if path.is_file() else {}
 
 
 def _read(path: Path, limit: int) -> str:
