@@ -16,13 +16,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from moonlet.text.detokenizer import Detokenizer
 from moonlet.text.pipeline import bpe_pipeline, byte_characters, save_folder
 from moonlet.text.tokenizer import (
     BOS,
     EOS,
     N_SPECIALS,
     PAD,
+    BytesTokenizer,
     TokenBytes,
     Unreachable,
     default_specials,
@@ -41,7 +41,7 @@ SPLIT = (
 SMALLEST = N_SPECIALS + 256
 
 
-class BPETokenizer:
+class BPETokenizer(BytesTokenizer):
     """A byte-level BPE. See `moonlet.text.tokenizer.Tokenizer` for the methods, `train_bpe` to make one.
 
     Ids: the specials, then the 256 bytes in order, then each new token in the order of the merges. Two merges may make
@@ -100,22 +100,6 @@ class BPETokenizer:
                 utf8(text)
             raise
         return [encoding.ids for encoding in encodings]
-
-    def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
-        """Text of `ids`; broken UTF-8 becomes U+FFFD."""
-        return self._bytes.text(ids, skip_special=skip_special)
-
-    def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """The exact bytes of `ids`."""
-        return self._bytes.join(ids)
-
-    def piece(self, index: int) -> bytes:
-        """The bytes of one id."""
-        return self._bytes.join([index])
-
-    def detokenizer(self, before: Sequence[int] = (), *, skip_special: bool = False) -> Detokenizer:
-        """Decode ids one at a time; their bytes do not depend on `before`."""
-        return self._bytes.detokenizer(skip_special=skip_special)
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer folder."""

@@ -11,12 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from moonlet.text.detokenizer import Detokenizer
 from moonlet.text.pipeline import bpe_pipeline, save_folder
-from moonlet.text.tokenizer import BOS, EOS, PAD, SpecialFinder, TokenBytes, default_specials, hash_content, utf8
+from moonlet.text.tokenizer import (
+    BOS,
+    EOS,
+    PAD,
+    BytesTokenizer,
+    SpecialFinder,
+    TokenBytes,
+    default_specials,
+    hash_content,
+    utf8,
+)
 
 
-class ByteTokenizer:
+class ByteTokenizer(BytesTokenizer):
     """256 bytes and the special tokens: 272 ids. See `moonlet.text.tokenizer.Tokenizer` for the methods."""
 
     kind = "byte"
@@ -39,22 +48,6 @@ class ByteTokenizer:
     def encode_batch(self, texts: Sequence[str], *, allow_special: bool = False) -> list[list[int]]:
         """`encode` of each text."""
         return [self.encode(text, allow_special=allow_special) for text in texts]
-
-    def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
-        """Text of `ids`; broken UTF-8 becomes U+FFFD."""
-        return self._bytes.text(ids, skip_special=skip_special)
-
-    def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """The exact bytes of `ids`."""
-        return self._bytes.join(ids)
-
-    def piece(self, index: int) -> bytes:
-        """The bytes of one id."""
-        return self._bytes.join([index])
-
-    def detokenizer(self, before: Sequence[int] = (), *, skip_special: bool = False) -> Detokenizer:
-        """Decode ids one at a time; their bytes do not depend on `before`."""
-        return self._bytes.detokenizer(skip_special=skip_special)
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer folder: for Hugging Face this is a byte-level BPE without merges."""

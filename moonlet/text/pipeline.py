@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from moonlet.config import json_file
 from moonlet.text.atomic import atomic_write
 from moonlet.text.tokenizer import Tokenizer
 
@@ -118,21 +119,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no JSON object; names file, line and column.
+        ValueError: it is no JSON object; names the file, and where it breaks off.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return json_file.read_json(path)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{path}: no such file; a tokenizer folder holds {PIPELINE_FILE} and {CONFIG_FILE}"
         ) from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 at byte {error.start}") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not valid JSON, line {error.lineno} column {error.colno}: {error.msg}") from None
-    except (ValueError, RecursionError):
-        # Valid by the grammar, and beyond what Python reads: thousands of digits or of brackets.
-        raise ValueError(f"{path}: holds a number too long or brackets too deep to be read") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds a JSON {type(content).__name__}, not an object")
-    return content

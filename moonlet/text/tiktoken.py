@@ -21,20 +21,20 @@ from pathlib import Path
 from typing import Any
 
 from moonlet.text.atomic import atomic_write
-from moonlet.text.detokenizer import Detokenizer
 from moonlet.text.pipeline import CONFIG_FILE, bpe_model, byte_characters, pipeline_of, read_json, save_folder
 from moonlet.text.tiktoken_ranks import MODEL_FILE, merges_of, read_ranks, write_ranks
 from moonlet.text.tiktoken_slots import Slots, read_slots
 from moonlet.text.tiktoken_split import PATTERN, slices, splits
-from moonlet.text.tokenizer import SpecialFinder, TokenBytes, hash_content, utf8
+from moonlet.text.tokenizer import BytesTokenizer, SpecialFinder, TokenBytes, hash_content, utf8
 
 SPECIALS_FILE = "special_tokens_map.json"
 
 
-class TiktokenTokenizer:
+class TiktokenTokenizer(BytesTokenizer):
     """Kimi's tokenizer. See `moonlet.text.tokenizer.Tokenizer` for the methods, `import_tiktoken` to read one.
 
-    Ids: a token's rank, then the special tokens. [UNK] is one of these and never comes out of a text.
+    Ids: a token's rank, then the special tokens. [UNK] is one of these and never comes out of a text. Decoding that
+    skips special tokens leaves those that the config does not call special.
 
     Args:
         tokens: the bytes of rank 0, 1, 2, ..., all 256 single bytes among them.
@@ -80,22 +80,6 @@ class TiktokenTokenizer:
         for text in texts:
             utf8(text)
         return [[i for piece in slices(text) for i in self._find_specials.encode(piece, self._one)] for text in texts]
-
-    def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
-        """Text of `ids`; broken UTF-8 becomes U+FFFD. Skipping leaves what the config does not call special."""
-        return self._bytes.text(ids, skip_special=skip_special)
-
-    def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """The exact bytes of `ids`."""
-        return self._bytes.join(ids)
-
-    def piece(self, index: int) -> bytes:
-        """The bytes of one id."""
-        return self._bytes.join([index])
-
-    def detokenizer(self, before: Sequence[int] = (), *, skip_special: bool = False) -> Detokenizer:
-        """Decode ids one at a time; their bytes do not depend on `before`."""
-        return self._bytes.detokenizer(skip_special=skip_special)
 
     def save(self, folder: Path) -> None:
         """Write tiktoken.model as it was read, and the fast tokenizer of Hugging Face: tokenizer.json,

@@ -152,6 +152,28 @@ class TokenBytes:
         return BytesDetokenizer(self.join, self._special_ids if skip_special else frozenset())
 
 
+class BytesTokenizer:
+    """The way back to text of a tokenizer whose ids are bytes, whatever stands beside them."""
+
+    _bytes: TokenBytes
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
+        """Text of `ids`; broken UTF-8 becomes U+FFFD."""
+        return self._bytes.text(ids, skip_special=skip_special)
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """The exact bytes of `ids`."""
+        return self._bytes.join(ids)
+
+    def piece(self, index: int) -> bytes:
+        """The bytes of one id."""
+        return self._bytes.join([index])
+
+    def detokenizer(self, before: Sequence[int] = (), *, skip_special: bool = False) -> Detokenizer:
+        """Decode ids one at a time; their bytes do not depend on `before`."""
+        return self._bytes.detokenizer(skip_special=skip_special)
+
+
 def utf8(text: str) -> bytes:
     """`text` as UTF-8, or a ValueError that says which character has no UTF-8."""
     try:

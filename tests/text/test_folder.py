@@ -117,7 +117,7 @@ def test_sentencepiece_folder_needs_its_model_and_no_more(tmp_path: Path) -> Non
     [
         (b"", "not valid JSON"),
         (b'{"a": ', "not valid JSON"),
-        (b"[1]", "not an object"),
+        (b"[1]", "expected a JSON object"),
         (b'{"a": "\xff"}', "not UTF-8"),
     ],
 )

@@ -237,7 +237,7 @@ def test_mutated_files_load_or_are_refused_in_one_line(tmp_path: Path) -> None:
             continue
         assert found.vocab_size - len(found.specials) >= 256, seed
         assert found.decode(list(range(found.vocab_size)))
-    assert 250 < len(refused) < 490
+    assert 250 < len(refused) < 498  # both happen often
     for message in refused:
         assert message.startswith(str(tmp_path)), message
         assert "\n" not in message
