@@ -110,6 +110,7 @@ def test_train_resume_eval_and_generate_from_verb_to_verb(recipe: Path, tmp_path
     run = tmp_path / "runs" / "tiny"
     assert "bits per byte" in done.stdout
     assert "## Step 6" in (run / "samples.md").read_text()
+    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
     again = moonlet("train", recipe, "train.steps=2", "optim.warmup_steps=1", cwd=tmp_path)
     assert again.returncode == 0
     assert (tmp_path / "runs" / "tiny-2").is_dir()  # the first run was not written over
