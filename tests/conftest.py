@@ -19,13 +19,13 @@ from hypothesis import settings
 
 from moonlet.config import LinearAttention, ModelConfig
 
-# The longest, which would else come last and keep one worker busy while the other has nothing left.
-_FIRST = ("test_readme.py", "test_recipes.py")
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes longest; the order within a file stays."""
-    items.sort(key=lambda item: item.path.name not in _FIRST)
+    """Begin with what takes longest, which would else come last and keep one worker busy while the other has no work.
+
+    The rest stays in order: a worker has whole files, so that what a file's tests share is made once.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 settings.register_profile("moonlet", deadline=None, derandomize=True, database=None, max_examples=40)
