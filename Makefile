@@ -25,7 +25,7 @@ quickstart: install
 
 # The workers share the cores, so each test computes on one thread. One line a second thread could not shorten.
 test: .venv/.tested
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: .venv/.tested
 	$(BIN)/ruff check .

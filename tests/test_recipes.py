@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 import moonlet
 from moonlet.config import load_recipe
 from moonlet.train.metrics import read_metrics
+from tests.cli import command
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 RECIPES = sorted(path.stem for path in FOLDER.glob("*.toml"))
@@ -23,10 +24,18 @@ STORY = ("story-questions", "linear-nano")
 AFTER = {"context-extension": "context-base"}
 
 
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """A recipe's number of threads is its own."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 def smoke(name: str, out: Path, *overrides: str) -> Path:
-    """Train the smoke form of a recipe into out/NAME, which it returns."""
-    command = [sys.executable, "-m", "moonlet", "train", str(FOLDER / f"{name}.toml"), "--smoke", "--out", out / name]
-    done = subprocess.run([*command, *overrides], capture_output=True, text=True, timeout=240)
+    """Train the smoke form of a recipe into out/NAME, which it returns; one of them in a process of its own."""
+    call = command.process if name == "recall-stack" else command.moonlet
+    done = call("train", FOLDER / f"{name}.toml", "--smoke", "--out", out / name, *overrides)
     assert done.returncode == 0, done.stderr + done.stdout
     return out / name
 

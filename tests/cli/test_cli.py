@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from moonlet.config import toml
+from tests.cli.command import moonlet, process
 from tests.train import tiny
 
 VERBS = (
@@ -27,19 +28,8 @@ VERBS = (
 )
 
 
-def moonlet(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "moonlet", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        cwd=cwd,
-        check=False,
-    )
-
-
 def test_help_lists_every_verb() -> None:
-    out = moonlet("--help").stdout
+    out = process("--help").stdout
     assert all(f" {verb} " in out for verb in VERBS)
 
 
@@ -102,14 +92,22 @@ def test_a_users_error_is_one_line_and_exit_code_2(
     assert expected in done.stderr
     assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("arguments", [["generate", "nowhere", "Once"], ["train"]], ids=" ".join)
+def test_a_process_of_its_own_ends_alike(arguments: list[str], tmp_path: Path) -> None:
+    one, other = process(*arguments, cwd=tmp_path), moonlet(*arguments, cwd=tmp_path)
+    assert (one.returncode, one.stdout, one.stderr) == (other.returncode, other.stdout, other.stderr)
 
 
 def test_train_resume_eval_and_generate_from_verb_to_verb(recipe: Path, tmp_path: Path) -> None:
-    done = moonlet("train", recipe, "train.steps=6", "prompts=['Story']", cwd=tmp_path)
+    done = process("train", recipe, "train.steps=6", "prompts=['Story']", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs" / "tiny"
     assert "bits per byte" in done.stdout
     assert "## Step 6" in (run / "samples.md").read_text()
+    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
     again = moonlet("train", recipe, "train.steps=2", "optim.warmup_steps=1", cwd=tmp_path)
     assert again.returncode == 0
     assert (tmp_path / "runs" / "tiny-2").is_dir()  # the first run was not written over
@@ -121,7 +119,7 @@ def test_train_resume_eval_and_generate_from_verb_to_verb(recipe: Path, tmp_path
     own = moonlet("eval", run / "model")
     assert own.returncode == 2
     assert "--data" in own.stderr
-    told = moonlet("generate", run, "Story", "--max-new-tokens", 5, "--seed", 1)
+    told = process("generate", run, "Story", "--max-new-tokens", 5, "--seed", 1)
     assert told.returncode == 0, told.stderr
     assert "Story" in told.stdout
     chat = ["generate", run, "Hi", "--max-new-tokens", 5, "--seed", 1, "--chat"]

@@ -13,7 +13,7 @@ import moonlet as package
 from moonlet.cli.convert import _bytes, convert
 from moonlet.model.model import CausalLM
 from moonlet.text import ByteTokenizer
-from tests.cli.test_cli import moonlet
+from tests.cli.command import moonlet, process
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def folder(tiny_model: Callable[..., CausalLM], tmp_path: Path) -> Path:
 
 def test_a_folder_is_converted_and_loads_with_its_tokenizer(folder: Path, tmp_path: Path) -> None:
     target = tmp_path / "b"
-    done = moonlet("convert", folder, target, "--format", "int4", "--max-shard", "50KB")
+    done = process("convert", folder, target, "--format", "int4", "--max-shard", "50KB")
     assert (done.returncode, done.stderr) == (0, "")
     model, tokenizer = package.load(target, packed=False)
     files = list(target.glob("model-*.safetensors"))

@@ -124,13 +124,18 @@ def test_the_story_task_runs_offline_and_agrees_with_our_likelihoods(
 
 
 @pytest.mark.slow
-def test_tasks_of_a_folder_run_and_unknown_ones_are_named(model: Any, tmp_path: Path) -> None:
+def test_tasks_of_a_folder_run_as_do_lm_evals_own_and_unknown_ones_are_named(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save(model, ByteTokenizer(), tmp_path / "model")
     mine = write_story_task(tmp_path / "mine", stories=1)
     task = json.loads(mine.read_text()) | {"task": "my_task"}
     mine.write_text(json.dumps(task))
     found = run_tasks(tmp_path / "model", ["my_task"], tmp_path / "mine", limit=2)
     assert set(found) == {"my_task"}
+    # As if lm-eval brought this one task along; reading the names of its own takes seconds.
+    monkeypatch.setattr("lm_eval.tasks.manager.__file__", str(tmp_path / "mine" / "manager.py"))
+    assert run_tasks(tmp_path / "model", ["my_task"], limit=2) == found
     with pytest.raises(ValueError, match="knows no task nonsense_task"):
         run_tasks(tmp_path / "model", ["nonsense_task"], limit=2)
 

@@ -25,6 +25,7 @@ from moonlet.plot.history import read_history
 from moonlet.train.estimate import plan_run
 from moonlet.train.metrics import read_metrics
 from moonlet.train.run import Run
+from tests.train import tiny
 
 TASKS = [
     RecallTask("mqar", (2, 6), 8),
@@ -125,7 +126,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> job.Outcome:
     out = tmp_path_factory.mktemp("recall") / "run"
     more = ("data.sizes=[1,2]", "data.words=4", "train.steps=120", "train.batch_size=32", "optim.lr=1e-2",
             "train.seq_len=6", "train.eval_every=40")  # fmt: skip
-    return job.start(small("palindrome", *more), out, Console(quiet=True))
+    with tiny.drawn():
+        return job.start(small("palindrome", *more), out, Console(quiet=True))
 
 
 def test_a_model_learns_a_task_and_its_figures_agree(run: job.Outcome) -> None:

@@ -19,7 +19,7 @@ KERNELS = ("attention", "swiglu", "norm", "loss")
 pytestmark = pytest.mark.skipif(any(library(name) is None for name in KERNELS), reason="no C++ compiler here")
 
 
-def losses(model: CausalLM, native: bool, steps: int = 50) -> torch.Tensor:
+def losses(model: CausalLM, native: bool, steps: int) -> torch.Tensor:
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
     ids = torch.randint(0, model.config.vocab_size, (4, 34), generator=torch.Generator().manual_seed(0))
     documents = (ids[:, :-1] < 3).cumsum(1)
@@ -43,10 +43,10 @@ def test_fifty_steps_with_and_without_kernels(
     tiny_model: Callable[..., CausalLM], changes: dict[str, object], dtype: torch.dtype, within: float
 ) -> None:
     runs = []
-    for native in (True, False, True):
+    for native, steps in ((True, 50), (False, 50), (True, 12)):
         model = tiny_model(**changes).train()
         model.compute_dtype = dtype
-        runs.append(losses(model, native))
+        runs.append(losses(model, native, steps))
     assert runs[0][-1] < 0.6 * runs[0][0]  # it learns
     torch.testing.assert_close(runs[0], runs[1], rtol=within, atol=within)
-    assert torch.equal(runs[0], runs[2])  # to the same bits each time
+    assert torch.equal(runs[0][:12], runs[2])  # to the same bits each time

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from moonlet.ops import attention as _attention  # noqa: F401  registers
+from moonlet.ops import dispatch
 from moonlet.ops import experts as _experts  # noqa: F401
 from moonlet.ops import loss as _loss  # noqa: F401
 from moonlet.ops.dispatch import force, implementation, names, register
@@ -56,28 +57,27 @@ def test_a_registered_function_is_found() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "printed"),
+    ("value", "chosen"),
     [("attention=reference, experts=few", "reference few"), ("", "sdpa sorted"), ("attention=flash9", "ValueError")],
 )
-def test_the_environment_can_force(value: str, printed: str) -> None:
-    code = """
-from moonlet.ops import attention, experts
-from moonlet.ops.dispatch import implementation, names
-try:
-    print(*(next(n for n in names(op) if getattr(m, n, None) is implementation(op, choice) or
-                 n == "sorted" and implementation(op, choice) is m.sorted_experts)
-            for op, choice, m in (("attention", "sdpa", attention), ("experts", "sorted", experts))))
-except ValueError as error:
-    print("ValueError" if "flash9" in str(error) and "valid:" in str(error) else error)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"MOONLET_OPS": value},
-        check=True,
-    )
-    assert done.stdout.strip() == printed
+def test_the_environment_can_force(value: str, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOONLET_OPS", value)
+    monkeypatch.setattr(dispatch, "_forced", {})
+    dispatch._read_environment()
+    if chosen == "ValueError":
+        with pytest.raises(ValueError, match=r"flash9.*valid:"):
+            implementation("attention", "sdpa")
+        return
+    found = {"attention": implementation("attention", "sdpa"), "experts": implementation("experts", "sorted")}
+    monkeypatch.setattr(dispatch, "_forced", {})
+    assert found == {op: implementation(op, name) for op, name in zip(found, chosen.split(), strict=True)}
+
+
+def test_the_environment_is_read_at_import() -> None:
+    code = "from moonlet.ops import dispatch; print(dispatch._forced)"
+    environment = os.environ | {"MOONLET_OPS": "attention=reference, experts=few"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.strip() == "{'attention': 'reference', 'experts': 'few'}"
 
 
 def test_forcing_the_law_everywhere_changes_no_result() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from moonlet.cli import job
@@ -12,9 +10,10 @@ from moonlet.train.run import Run
 from tests.train import tiny
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Run:
-    return job.start(tiny.recipe(tmp_path), tmp_path / "run", tiny.quiet()).run
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("experts")
+    return job.start(tiny.recipe(folder), folder / "run", tiny.quiet()).run
 
 
 def test_loads_are_recorded_with_evaluations_every_tenth_line_and_at_the_end(run: Run) -> None:

@@ -167,10 +167,10 @@ def local_only(self, address):
     assert self.family == socket.AF_UNIX or address[0] in ("127.0.0.1", "localhost", "::1"), address
     return connect(self, address)
 socket.socket.connect = local_only
-start = int(sys.argv[2])
-with open_sinks(LogSettings(wandb="offline"), Run(Path(sys.argv[1])), {"name": "x"}, start, sys.exit) as sinks:
-    for step in range(start + 1, start + 4):
-        sinks.write({"kind": "train", "step": step, "loss": 0.125 * step})
+for start in (0, 3):
+    with open_sinks(LogSettings(wandb="offline"), Run(Path(sys.argv[1])), {"name": "x"}, start, sys.exit) as sinks:
+        for step in range(start + 1, start + 4):
+            sinks.write({"kind": "train", "step": step, "loss": 0.125 * step})
 """
 
 
@@ -198,19 +198,18 @@ def history(file: Path) -> list[dict[str, str]]:
 
 def test_wandb_offline_keeps_its_files_in_the_run_and_its_id_on_a_resume(tmp_path: Path) -> None:
     pytest.importorskip("wandb", reason="wandb is not installed")
-    for start in ("0", "3"):
-        # A process of its own, as a resume has; without a home there is nobody logged in, and nobody is asked.
-        done = subprocess.run(
-            [sys.executable, "-c", WANDB, str(tmp_path), start],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, "HOME": str(tmp_path / "home"), "WANDB_API_KEY": ""},
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        assert "login" not in done.stdout + done.stderr
+    # A process of its own, started and resumed; without a home there is nobody logged in, and nobody is asked.
+    done = subprocess.run(
+        [sys.executable, "-c", WANDB, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "HOME": str(tmp_path / "home"), "WANDB_API_KEY": ""},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "login" not in done.stdout + done.stderr
     files = sorted((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"), key=lambda file: file.stat().st_mtime)
     assert len(files) == 2
     assert files[0].name == files[1].name

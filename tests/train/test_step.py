@@ -184,7 +184,7 @@ def test_a_checkpoint_is_saved_before_its_step_is_evaluated(tmp_path: Path, monk
 
 
 def test_a_time_budget_ends_the_run_with_its_rate_at_the_end_of_its_fall(tmp_path: Path) -> None:
-    recipe = tiny.recipe(tmp_path, "train.steps=0", "train.minutes=0.08", "train.save_every=0", "train.eval_every=0")
+    recipe = tiny.recipe(tmp_path, "train.steps=0", "train.minutes=0.03", "train.save_every=0", "train.eval_every=0")
     outcome = job.start(recipe, tmp_path / "run", tiny.quiet())
     assert outcome.bits is not None
     assert outcome.progress.total == outcome.progress.step
@@ -194,7 +194,8 @@ def test_a_time_budget_ends_the_run_with_its_rate_at_the_end_of_its_fall(tmp_pat
 
 
 def test_the_run_folder_tells_what_made_it(tmp_path: Path) -> None:
-    job.start(tiny.recipe(tmp_path), tmp_path / "run", tiny.quiet())
+    with tiny.drawn():
+        job.start(tiny.recipe(tmp_path), tmp_path / "run", tiny.quiet())
     run = Run.open(tmp_path / "run")
     facts = run.facts()
     assert {"git", "versions", "machine", "compute_dtype", "python"} <= facts.keys()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import matplotlib.backends.backend_agg  # noqa: F401  (child processes are forked with everything imported)
+import pytest
 import torch
 import torch._dynamo
 from rich.console import Console
@@ -16,6 +19,7 @@ from moonlet.config.sections import OptimSettings
 from moonlet.model.init import build
 from moonlet.model.model import CausalLM
 from moonlet.optim.optimizer import build_optimizer
+from moonlet.plot.loss import draw_loss
 from moonlet.train.run import Run
 from moonlet.train.step import StepResult, train_step
 
@@ -90,6 +94,14 @@ def recipe(folder: Path, *overrides: str) -> Recipe:
 def quiet() -> Console:
     """A console nobody reads."""
     return Console(quiet=True)
+
+
+@contextmanager
+def drawn() -> Iterator[None]:
+    """Runs draw loss.png again, which `tests.conftest.brisk` spares the others."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "draw_loss", draw_loss)
+        yield
 
 
 def go_on(path: Path) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import random
 import struct
-import subprocess
-import sys
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -20,6 +18,7 @@ from moonlet.hub.gguf.read import ArrayStart, is_gguf, read_header
 from moonlet.hub.gguf.write import write_gguf
 from moonlet.model.model import CausalLM
 from moonlet.text.byte import ByteTokenizer
+from tests.cli.command import moonlet
 from tests.hub.gguf.llama import needs_gguf
 
 
@@ -175,6 +174,6 @@ def test_inspect_shows_metadata_and_types_and_a_damaged_file_is_one_line(file: P
     assert values["metadata"]["general.architecture"] == "deepseek2"
     assert sum(kind["bytes"] for kind in values["types"].values()) == sum(t["bytes"] for t in values["tensors"])
     file.write_bytes(file.read_bytes()[:100])
-    done = subprocess.run([sys.executable, "-m", "moonlet", "inspect", str(file)], capture_output=True, text=True)
+    done = moonlet("inspect", file)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
