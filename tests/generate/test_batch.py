@@ -200,7 +200,7 @@ def test_poison_is_seen_where_somebody_reads_what_he_was_not_given(
 def test_long_prompts_are_read_by_the_model_in_pieces_that_may_be_shared(
     tiny_model: Make, changes: dict[str, Any], step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("moonlet.generate.native_step.READ_UP_TO", 12)
+    monkeypatch.setattr("moonlet.generate.native_step.READ_UP_TO", dict.fromkeys((torch.float32, torch.bfloat16), 12))
     for module in ("engine", "reading"):
         monkeypatch.setattr(f"moonlet.generate.{module}.PREFILL_CHUNK", 16)
     draw, model = random.Random(5), tiny_model(**changes)
