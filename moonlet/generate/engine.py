@@ -1,6 +1,6 @@
 """Continuing texts: read the prompts, then decode all of them together, a token a step.
 
-A prompt's text does not depend on its company: it draws from a random stream of its own (`sample.RandomStream`),
+A prompt's text does not depend on its company: it draws with a random stream of its own (`sampler.Sampler`),
 attends to its own cache row, and decodes to the same bits as alone. The native step (`native_step.py`) does that at
 full speed and reads short prompts too, several at once. PyTorch's (`step.py`) has to take row after row for it; without
 `exact` its rows share each product, at 16 rows three times as fast, but a text may then part from its lone self where
@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypedDict, Unpack, overload
 
 import torch
@@ -20,7 +20,9 @@ from torch import Tensor
 
 from moonlet.generate.decoding import new_step
 from moonlet.generate.native_step import NativeStep
-from moonlet.generate.sample import RandomStream, SamplingParams, sample
+from moonlet.generate.request import Request
+from moonlet.generate.sample import SamplingParams
+from moonlet.generate.sampler import Drawn, Sampler, draw_all
 from moonlet.generate.step import Step
 from moonlet.generate.text import TextStream
 from moonlet.model.cache import Cache
@@ -43,6 +45,8 @@ class Completion:
     """The tokens drawn, without [EOS]; on a stop string, up to the token that completed it."""
     finish_reason: Literal["stop", "length"]
     """"stop": [EOS] or a stop string; "length": max_new_tokens."""
+    drawn: tuple[Drawn, ...] = ()
+    """For each token its log-probability and the likeliest ones, where `logprobs` is not None."""
 
 
 @dataclass
@@ -52,11 +56,11 @@ class _Row:
     index: int
     prompt: list[int]
     stream: TextStream
-    random: RandomStream
+    sampler: Sampler
     new: list[int] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
     finish: Literal["stop", "length"] | None = None
-    seen: Tensor | None = None  # bool [V], kept for the repetition penalty only
+    drawn: list[Drawn] = field(default_factory=list)
 
 
 class Settings(TypedDict, total=False):
@@ -71,6 +75,10 @@ class Settings(TypedDict, total=False):
     seed: int | None
     stop: str | Sequence[str]
     unknown: bool
+    frequency_penalty: float
+    presence_penalty: float
+    logit_bias: Mapping[int, float]
+    logprobs: int | None
 
 
 @overload
@@ -113,7 +121,8 @@ def generate(
         exact: keep each text to the bit what it is alone; costs speed in batches where the native step does not run.
         on_text: called with (index of the prompt, piece) as text appears.
         settings: of `SamplingParams`: max_new_tokens=256, temperature=0.8, top_k=0, top_p=1.0, min_p=0.0,
-            repetition_penalty=1.0, seed=None, stop=(), unknown=False.
+            repetition_penalty=1.0, seed=None, stop=(), unknown=False, frequency_penalty=0.0, presence_penalty=0.0,
+            logit_bias={}, logprobs=None.
 
     Returns:
         Prompt and continuation in one string; a list of them if a list was given.
@@ -152,7 +161,8 @@ def complete(
     completions = []
     for prompt, row in zip(prompts, rows, strict=True):
         assert row.finish is not None
-        completions.append(Completion(prompt, "".join(row.text), tuple(row.new), row.finish))
+        drawn = () if params.logprobs is None else tuple(row.drawn)
+        completions.append(Completion(prompt, "".join(row.text), tuple(row.new), row.finish, drawn))
     return completions
 
 
@@ -198,21 +208,24 @@ def stream_ids(
         raise ValueError("the prompt is empty; give at least one id")
     _check_fit(model, tokenizer)
     _check_room(model, f"the prompt has {len(prompt)} tokens", len(prompt), params)
-    seed = secrets.randbits(63) if params.seed is None else params.seed
-    ids = list(prompt)
-    return _run_ids(
-        model, tokenizer, _Row(0, ids, TextStream(tokenizer), RandomStream(seed, ids, 0)), ends, params, exact
-    )
+    row = _row(model, tokenizer, 0, prompt, params, 0)
+    return _run_ids(model, row, ends, params, new_step(model, exact))
+
+
+def _row(
+    model: CausalLM, tokenizer: Tokenizer, index: int, ids: Sequence[int], params: SamplingParams, repeat: int
+) -> _Row:
+    sampler = Sampler(Request(tuple(ids), params, repeat=repeat), tokenizer, model.config.vocab_size)
+    return _Row(index, list(ids), TextStream(tokenizer, params.stop, ids), sampler)
 
 
 def _run_ids(
-    model: CausalLM, tokenizer: Tokenizer, row: _Row, ends: Collection[int], params: SamplingParams, exact: bool
+    model: CausalLM, row: _Row, ends: Collection[int], params: SamplingParams, step: Step | NativeStep
 ) -> Iterator[int]:
-    step = new_step(model, exact)
     cache = model.new_cache(1, len(row.prompt) + params.max_new_tokens)
     logits = _read(model, step, [row.prompt], cache)
     while True:
-        (token,) = _draw(logits, [row], params, tokenizer)
+        (token,) = _draw(logits, [row])
         row.new.append(token)
         yield token
         if token in ends or len(row.new) == params.max_new_tokens:
@@ -246,15 +259,15 @@ def _admit(
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     _check_fit(model, tokenizer)
-    seed = secrets.randbits(63) if params.seed is None else params.seed
+    # Without a seed the texts of one call still share one, so that each differs from the others by its repeat.
+    params = replace(params, seed=secrets.randbits(63)) if params.seed is None else params
     repeats: Counter[tuple[int, ...]] = Counter()
     rows = []
     for index, ids in enumerate(tokenizer.encode_batch(prompts)):
         ids = [tokenizer.bos_id, *ids]
         _check_room(model, f"prompt {index + 1} has {len(ids)} tokens with [BOS]", len(ids), params)
-        random = RandomStream(seed, ids, repeats[tuple(ids)])
+        rows.append(_row(model, tokenizer, index, ids, params, repeats[tuple(ids)]))
         repeats[tuple(ids)] += 1
-        rows.append(_Row(index, ids, TextStream(tokenizer, params.stop, ids), random))
     return rows
 
 
@@ -274,7 +287,7 @@ def _run(
             copies = [distinct.index(tuple(row.prompt)) for row in live]
             cache, logits = cache.keep(copies), logits[copies]
         while True:
-            for row, token in zip(live, _draw(logits, live, params, tokenizer), strict=True):
+            for row, token in zip(live, _draw(logits, live), strict=True):
                 piece = _take(row, token, params, tokenizer)
                 if piece:
                     row.text.append(piece)
@@ -323,29 +336,21 @@ def _prefill(model: CausalLM, prompt: Sequence[int], cache: Cache) -> Tensor:
             module.training = True
 
 
-@torch.inference_mode()
-def _draw(logits: Tensor, rows: list[_Row], params: SamplingParams, tokenizer: Tokenizer) -> list[int]:
-    """The next token of each row. A vocabulary padded beyond the tokenizer's is never drawn from."""
-    logits = logits[:, : tokenizer.vocab_size]
-    if tokenizer.unk_id is not None and not params.unknown:
-        unknown = torch.tensor([tokenizer.unk_id], device=logits.device)
-        logits = logits.index_fill(1, unknown, float("-inf"))
-    seen = None
-    if params.repetition_penalty != 1.0:
-        for row in rows:
-            if row.seen is None:
-                row.seen = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
-                row.seen[row.prompt] = True
-            row.seen[row.new[-1:]] = True
-        seen = torch.stack([row.seen for row in rows if row.seen is not None])
-    uniform = [] if params.temperature == 0 else [row.random.uniform() for row in rows]
-    return sample(logits, params, uniform, seen)
+def _draw(logits: Tensor, rows: list[_Row]) -> list[int]:
+    """The next token of each row."""
+    drawn = draw_all([row.sampler for row in rows], logits)
+    for row, one in zip(rows, drawn, strict=True):
+        if one.error is not None:
+            raise ValueError(one.error)
+        row.drawn.append(one)
+    return [one.token for one in drawn]
 
 
 def _take(row: _Row, token: int, params: SamplingParams, tokenizer: Tokenizer) -> str:
     """Add a token to its row, or end the row; return the text that is now certain."""
     if token == tokenizer.eos_id:
         row.finish = "stop"
+        row.drawn.pop()
         return row.stream.finish()
     row.new.append(token)
     piece = row.stream.push(token)
