@@ -193,9 +193,9 @@ class ChatAnswer:
             if not delta.name:
                 return []  # cut off within its id: there is no function to name
             self._places[delta.index] = place = len(self._calls)
-            call = {"id": delta.text, "type": "function", "function": {"name": delta.name, "arguments": ""}}
-            self._calls.append(call)
-            return [{"index": place, **call, "function": dict(call["function"])}]  # type: ignore[call-overload]
+            function = {"name": delta.name, "arguments": ""}
+            self._calls.append({"id": delta.text, "type": "function", "function": function})
+            return [{"index": place, "id": delta.text, "type": "function", "function": dict(function)}]
         if delta.kind == "arguments" and delta.index in self._places:
             place = self._places[delta.index]
             self._calls[place]["function"]["arguments"] += delta.text

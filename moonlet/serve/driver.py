@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -24,6 +25,7 @@ from moonlet.serve.limits import Limits, option
 
 log = logging.getLogger("moonlet.serve")
 
+_STATS_SECONDS = 0.1
 SHUTTING_DOWN = "the server is shutting down"
 
 
@@ -56,6 +58,8 @@ class Feed:
         self._events: deque[tuple[int, Event]] = deque()
         self._error: ApiError | None = None
         self._some = asyncio.Event()
+        self.overrun = asyncio.Event()
+        """Set when too much was left unread; a reader that is stuck in sending learns of it by this."""
 
     async def take(self) -> list[tuple[int, Event]]:
         """Everything that came since the last call, at least one: (which of the requests, event).
@@ -91,6 +95,7 @@ class Feed:
         self._events.extend(events)
         if len(self._events) > self._most:
             self._events.clear()
+            self.overrun.set()
             self.fail(
                 ApiError(
                     408,
@@ -131,6 +136,8 @@ class Driver:
         self._feeds: dict[int, tuple[Feed, int]] = {}  # ticket -> feed, place in it; the thread's own
         self._joining: set[asyncio.Future[None]] = set()  # submissions on their way to the engine; under _wake
         self._quit = False
+        self._stats: Any | None = None
+        self._stats_at = 0.0
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -146,8 +153,7 @@ class Driver:
 
     def stats(self) -> Any | None:
         """What the engine counts; None before it is built and after it failed."""
-        engine = self._engine
-        return None if engine is None or self.failure else engine.stats()
+        return None if self.failure else self._stats
 
     async def submit(self, requests: Sequence[Request]) -> Feed:
         """Hand requests to the engine, all or none.
@@ -218,6 +224,7 @@ class Driver:
         try:
             self._engine = engine = self._make()
             while True:
+                self._look(engine)
                 with self._wake:
                     while not self._inbox and engine.idle and not self._quit:
                         self._wake.wait()
@@ -236,6 +243,12 @@ class Driver:
             self._end(ApiError(503, reason, code="shutting_down" if self.failure is None else "engine_failed"))
             if self._engine is not None:
                 self._engine.close()
+
+    def _look(self, engine: Engine) -> None:
+        """Keep what the engine counts for other threads, who must not ask it; now and then is often enough."""
+        now = time.monotonic()
+        if engine.idle or now - self._stats_at > _STATS_SECONDS:
+            self._stats, self._stats_at = engine.stats(), now
 
     def _join(self, engine: Engine, feed: Feed, requests: Sequence[Request], accepted: asyncio.Future[None]) -> None:
         error: ApiError | None = None

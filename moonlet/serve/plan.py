@@ -85,11 +85,10 @@ def plan_completion(asked: CompletionRequest, served: Served, limits: Limits) ->
             raise bad("logprobs are given of generated tokens alone; leave out echo", "echo", "unsupported_parameter")
     limits.check("prompts", len(asked.prompt), "the number of prompts", "prompt")
     tokenizer = served.tokenizer
-    prompts, echo = [], []
+    prompts: list[tuple[int, ...]] = []
+    echo: list[str] = []
     for prompt in asked.prompt:
         if isinstance(prompt, str):
-            # Clients learn of a text that is far too long before it is encoded: a token is at least a few bytes long
-            # on the whole, and no token of the family's vocabularies has more than some hundred.
             ids = [tokenizer.bos_id, *_encoded(tokenizer, prompt)]
         else:
             ids = _checked_ids(prompt, served)
@@ -100,10 +99,10 @@ def plan_completion(asked: CompletionRequest, served: Served, limits: Limits) ->
     _check_room(prompts, tokens, asked.max_tokens is not None, "max_tokens", served, limits)
     n = asked.n or 1
     requests = []
-    for ids in prompts:
-        room = min(tokens, served.context - len(ids))
+    for read in prompts:
+        room = min(tokens, served.context - len(read))
         params = _params(asked, room, asked.logprobs, tuple(asked.stop), served)
-        requests += [Request(ids, params, frozenset({tokenizer.eos_id}), repeat) for repeat in range(n)]
+        requests += [Request(read, params, frozenset({tokenizer.eos_id}), repeat) for repeat in range(n)]
     return Plan(tuple(requests), tuple(prompts), echo=tuple(text for text in echo for _ in range(n)))
 
 
@@ -311,8 +310,8 @@ def _content(asked: ChatRequest, served: Served) -> Grammar | None:
 
 def _arguments(function: dict[str, Any]) -> dict[str, Any]:
     """The schema of a function's arguments, which are always an object."""
-    schema = function.get("parameters") or {"properties": {}}
-    if schema.setdefault("type", "object") != "object":
+    schema = {"type": "object", **(function.get("parameters") or {"properties": {}})}
+    if schema["type"] != "object":
         raise ValueError(f'type is {str(schema["type"])[:80]!r}, and arguments are an "object"')
     checked: dict[str, Any] = _finite(schema)
     return checked
