@@ -90,6 +90,7 @@ class ChatAnswer:
             calls_before=0 if served.form.own_ids else plan.before,
             tokenizer=served.tokenizer,
         )
+        self._callable = bool(plan.names)
         self._stop = StopFinder(plan.stop)
         self._logprobs = plan.requests[index].params.logprobs is not None
         self._grammar = plan.requests[index].grammar is not None
@@ -177,7 +178,8 @@ class ChatAnswer:
             if delta.kind == "reasoning":
                 self._reasoning.append(delta.text)
                 piece["reasoning_content"] = piece.get("reasoning_content", "") + delta.text
-            elif delta.kind == "content":
+            elif delta.kind == "content" or not self._callable:
+                # Without tools what looks like a call is a text as any other.
                 text = self._stop.push(delta.text)
                 self._content.append(text)
                 if text:
@@ -186,7 +188,8 @@ class ChatAnswer:
                 piece.setdefault("tool_calls", []).extend(self._call(delta))
         if not piece.get("tool_calls", True):
             del piece["tool_calls"]
-        return piece, {delta.kind for delta in deltas}
+        kinds = {delta.kind for delta in deltas}
+        return piece, kinds if self._callable else {kind if kind == "reasoning" else "content" for kind in kinds}
 
     def _call(self, delta: Delta) -> list[Piece]:
         if delta.kind == "call":

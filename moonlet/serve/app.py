@@ -29,11 +29,11 @@ from moonlet.serve.errors import ApiError, bad
 from moonlet.serve.limits import Limits, option
 from moonlet.serve.metrics import CONTENT_TYPE, Metrics
 from moonlet.serve.openapi import ANSWERS, describe
-from moonlet.serve.page import PageFile, page_files
 from moonlet.serve.plan import Plan, Served, plan_chat, plan_completion
 from moonlet.serve.protocol import ChatRequest, CompletionRequest, read
 from moonlet.serve.reply import Gone, Reply
 from moonlet.serve.security import CSP_PAGE, Access, Guard
+from moonlet.serve.static import PageFile, page_files
 
 log = logging.getLogger("moonlet.serve")
 

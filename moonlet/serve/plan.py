@@ -6,22 +6,24 @@ the model.
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moonlet.generate.request import Grammar, Request
 from moonlet.generate.sample import SamplingParams
 from moonlet.serve.driver import Driver
 from moonlet.serve.errors import bad
 from moonlet.serve.limits import Limits, option
-from moonlet.serve.protocol import ChatRequest, CompletionRequest, NamedTool, Sampling
-from moonlet.serve.turn import Calls, TurnGrammar
+from moonlet.serve.protocol import ChatRequest, CompletionRequest, Sampling
+from moonlet.serve.turn import NoCalls, Wanted, declared, read_wanted, turn_grammar
 from moonlet.text import Tokenizer
 from moonlet.text.chat import ChatForm, mark_ids, render, to_ids
-from moonlet.text.chat.forms import ASSISTANT, END, SYSTEM, THINK_MARKS, USER
+from moonlet.text.chat.forms import ASSISTANT, END, SYSTEM, USER
+
+if TYPE_CHECKING:
+    from moonlet.generate.grammar import Grammars
 
 _COMPLETION_TOKENS = 16  # what the OpenAI interface draws where max_tokens is left out
 
@@ -37,6 +39,7 @@ class Served:
         form: how it writes chats; None: it was trained on none.
         created: Unix time of its files.
         facts: what a page may want to know of it, plain JSON.
+        grammars: makes the grammars of its tokenizer, the same ones each time.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Served:
     form: ChatForm | None
     created: int
     facts: dict[str, Any]
+    grammars: Callable[[], Grammars]
 
 
 @dataclass(frozen=True)
@@ -127,18 +131,18 @@ def plan_chat(asked: ChatRequest, served: Served, limits: Limits) -> Plan:
             raise bad("top_logprobs needs logprobs: true", "top_logprobs", "invalid_value")
         limits.check("logprobs", asked.top_logprobs, "top_logprobs", "top_logprobs")
     thinking = asked.thinks or not form.thinks
-    tools, must = _tools(asked)
-    ids = tuple(_rendered(asked, served, form, thinking, [tool for tool in tools if asked.tool_choice != "none"]))
+    wanted = read_wanted(asked)
+    ids = tuple(_rendered(asked, served, form, thinking, wanted.tools))
     tokens, param, given = _chat_tokens(asked, len(ids), served, limits)
     _check_room([ids], tokens, given, param, served, limits)
     before = sum(len(message.get("tool_calls") or ()) for message in asked.messages)
-    grammar = _turn(asked, served, form, thinking, tools, must, before)
+    grammar = _grammar(wanted, served, form, thinking, before, bool(before or asked.tools))
     logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
     params = _params(asked, min(tokens, served.context - len(ids)), logprobs, (), served)
     marks = mark_ids(served.tokenizer)
     ends = frozenset({served.tokenizer.eos_id, *(marks[mark] for mark in (END, USER, ASSISTANT, SYSTEM))})
     requests = tuple(Request(ids, params, ends, repeat, grammar) for repeat in range(asked.n or 1))
-    names = tuple(tool["function"]["name"] for tool in tools)
+    names = tuple(tool["function"]["name"] for tool in wanted.tools)
     return Plan(requests, (ids,), tuple(asked.stop), names, before, thinking)
 
 
@@ -223,116 +227,29 @@ def _check_room(
             )
 
 
-def _tools(asked: ChatRequest) -> tuple[list[dict[str, Any]], str | bool]:
-    """The declared tools as plain JSON, and whether one must be called (or which)."""
-    tools = [tool.model_dump(exclude_unset=True) for tool in asked.tools or ()]
-    names = [tool["function"]["name"] for tool in tools]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise bad(f"the tool {twice!r} is declared more than once", "tools")
-    choice = asked.tool_choice
-    if isinstance(choice, NamedTool):
-        if choice.function.name not in names:
-            raise bad(f"tool_choice names {choice.function.name[:80]!r}, which tools does not declare", "tool_choice")
-        return tools, choice.function.name
-    if choice in ("required", "auto") and not tools:
-        if choice == "required":
-            raise bad("tool_choice is required, and there are no tools", "tool_choice")
-        return [], False
-    return tools, choice == "required"
-
-
 def _rendered(
-    asked: ChatRequest, served: Served, form: ChatForm, thinking: bool, tools: list[dict[str, Any]]
+    asked: ChatRequest, served: Served, form: ChatForm, thinking: bool, tools: Sequence[Mapping[str, Any]]
 ) -> list[int]:
     # The newer name of the system's role; no form of the family knows it.
     messages = [{**m, "role": "system"} if m.get("role") == "developer" else m for m in asked.messages]
-    declared = [{**tool, "function": _without(tool["function"], "strict")} for tool in tools]
     try:
-        return to_ids(render(messages, form, declared or None, thinking=thinking), served.tokenizer)
+        return to_ids(render(messages, form, declared(tools) or None, thinking=thinking), served.tokenizer)
     except ValueError as error:
         raise bad(" ".join(str(error).split()), "tools" if str(error).startswith("tool ") else "messages") from None
 
 
-def _turn(
-    asked: ChatRequest,
-    served: Served,
-    form: ChatForm,
-    thinking: bool,
-    tools: list[dict[str, Any]],
-    must: str | bool,
-    before: int,
+def _grammar(
+    wanted: Wanted, served: Served, form: ChatForm, thinking: bool, before: int, calls: bool
 ) -> Grammar | None:
     """What the answer must be; None where anything will do."""
-    marks = mark_ids(served.tokenizer)
-    content = _content(asked, served)
-    wanted = [tool["function"] for tool in tools if must in (True, False, tool["function"]["name"])]
-    calls = None
-    if wanted and asked.tool_choice != "none":
-        from moonlet.generate import grammar
-
-        functions: dict[str, Grammar] = {}
-        for function in wanted:
-            try:
-                functions[function["name"]] = grammar.json_schema(_arguments(function), served.tokenizer)
-            except ValueError as error:
-                raise bad(f"the parameters of tool {function['name']!r}: {_line(error)}", "tools") from None
-        several = asked.parallel_tool_calls is not False and not isinstance(must, str)
-        calls = Calls(functions, bool(must), several, before)
-    if calls is None and content is None and form.tools is None:
-        return None
-
-    def choose(texts: list[str]) -> Grammar:
-        from moonlet.generate import grammar
-
-        return grammar.choice(texts, served.tokenizer)
-
-    # A form that opens the thought itself and was asked not to think has closed it in the prompt.
-    opened = thinking and form.prompts_thinking and all(mark in marks for mark in THINK_MARKS)
-    return TurnGrammar(served.tokenizer, form, opened, calls, content, choose)
-
-
-def _content(asked: ChatRequest, served: Served) -> Grammar | None:
-    wanted = asked.response_format
-    if wanted is None or wanted.type == "text":
-        return None
-    from moonlet.generate import grammar
-
-    if wanted.type == "json_object":
-        return grammar.json_object(served.tokenizer)
-    if wanted.json_schema is None:
-        raise bad("response_format of type json_schema needs json_schema", "response_format.json_schema")
+    if not wanted.tools and wanted.content is None:
+        return NoCalls(served.tokenizer) if calls else None
     try:
-        return grammar.json_schema(_finite(wanted.json_schema.schema_), served.tokenizer)
+        grammars = served.grammars()
     except ValueError as error:
-        raise bad(f"the schema of response_format: {_line(error)}", "response_format") from None
-
-
-def _arguments(function: dict[str, Any]) -> dict[str, Any]:
-    """The schema of a function's arguments, which are always an object."""
-    schema = {"type": "object", **(function.get("parameters") or {"properties": {}})}
-    if schema["type"] != "object":
-        raise ValueError(f'type is {str(schema["type"])[:80]!r}, and arguments are an "object"')
-    checked: dict[str, Any] = _finite(schema)
-    return checked
-
-
-def _finite(schema: Any) -> Any:
-    """The schema itself, once it is known to be plain JSON: 1e999 was read as infinity."""
-    try:
-        json.dumps(schema, allow_nan=False)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"is not plain JSON: {error}") from None
-    return schema
-
-
-def _without(record: dict[str, Any], key: str) -> dict[str, Any]:
-    return {name: value for name, value in record.items() if name != key}
-
-
-def _line(error: Exception) -> str:
-    line = " ".join(str(error).split())
-    return line if len(line) <= 300 else line[:300] + "..."
+        param = "tools" if wanted.tools else "response_format"
+        raise bad(f"{served.name} cannot answer by a grammar: {error}", param) from None
+    return turn_grammar(wanted, grammars, form, thinking=thinking, calls_before=before)
 
 
 def too_long(what: str, limits: Limits) -> str:
