@@ -20,6 +20,7 @@ from moonlet.cli import (
     plot,
     quickstart,
     resume,
+    serve,
     tokenizer,
     train,
     verify,
@@ -40,6 +41,7 @@ app.add_typer(tokenizer.app, name="tokenizer")
 app.command()(train.train)
 app.command()(resume.resume)
 app.command()(generate.generate)
+app.command()(serve.serve)
 app.command(name="eval")(evaluate.evaluate)
 app.command()(inspect.inspect)
 app.command()(convert.convert)

@@ -24,7 +24,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-import moonlet
+from moonlet import __version__
 from moonlet.serve.errors import ApiError, bad
 from moonlet.serve.limits import Limits, option
 from moonlet.serve.metrics import CONTENT_TYPE, Metrics
@@ -173,7 +173,7 @@ def create_app(
         await asyncio.get_running_loop().run_in_executor(None, service.close)
 
     app = FastAPI(
-        title="moonlet", version=moonlet.__version__, docs_url=None, redoc_url=None, lifespan=lifespan,
+        title="moonlet", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan,
         description="Kimi models behind the OpenAI interface.",
     )  # fmt: skip
     app.state.service = service

@@ -184,7 +184,8 @@ class Guard:
 def _name(host: str) -> str:
     """The host of a Host header, without its port and brackets."""
     if host.startswith("["):
-        return host[1:].partition("]")[0]
+        inner, closed, _ = host[1:].partition("]")
+        return inner if closed else ""
     return host.partition(":")[0].lower().removesuffix(".")
 
 
