@@ -16,6 +16,7 @@ from moonlet.serve.limits import Limits
 
 if TYPE_CHECKING:
     from moonlet.serve.plan import Served
+    from moonlet.text.chat import ChatForm
 
 _L = Limits()
 _NEEDED = ("fastapi", "uvicorn", "llguidance")
@@ -142,6 +143,7 @@ def _load(name: str, path: Path, slots: int, form: str | None, device: str, limi
     folder = model_folder(path)
     model, tokenizer = load(path, device, notice=_say)
     lay_out(model)
+    chosen: ChatForm | None = None
     try:
         chosen = form_of(folder, form)
         if form is None and set(chosen.marks) - set(mark_ids(tokenizer)):
@@ -149,7 +151,7 @@ def _load(name: str, path: Path, slots: int, form: str | None, device: str, limi
     except ValueError:
         if form is not None:
             raise
-        chosen = None  # a model that only continues texts
+        # A model that only continues texts.
     return serve_model(
         name,
         model,

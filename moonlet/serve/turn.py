@@ -111,16 +111,18 @@ def turn_grammar(
     Raises:
         ApiError: 400, a schema that is none or that cannot be kept.
     """
+    from moonlet.generate.grammar import MAX_CALLS
+
     if wanted.tools:
         try:
             return grammars.tool_calls(
                 [_kept(tool, grammars) for tool in wanted.tools],
                 form,
                 choice="required" if wanted.must else "auto",
-                **({} if wanted.several else {"most": 1}),
-                **({} if wanted.must or wanted.content is None else {"content": wanted.content}),
+                most=MAX_CALLS if wanted.several else 1,
                 calls_before=calls_before,
                 thinking=thinking,
+                content=wanted.content,
             )
         except ValueError as error:
             raise bad(f"tools: {_line(error)}", "tools") from None
