@@ -161,13 +161,15 @@ def _kept(tool: Tool, grammars: Grammars) -> Tool:
     """The tool, its arguments any object where its own schema cannot be kept and need not be."""
     function = tool["function"]
     schema = function.get("parameters")
-    if schema is None or function.get("strict"):
-        return declared([tool])[0]
+    if schema is None:
+        return tool
     try:
         grammars.json_schema({**_ANY_OBJECT, **schema})
-    except ValueError:
+    except ValueError as error:
+        if function.get("strict"):
+            raise ValueError(f"tool {function['name']!r}: {error}") from None
         return {"type": "function", "function": {"name": function["name"], "parameters": _ANY_OBJECT}}
-    return declared([tool])[0]
+    return tool
 
 
 def _line(error: Exception) -> str:

@@ -41,6 +41,11 @@ def model(tiny_model: Callable[..., Any], tokenizer: ByteTokenizer) -> Any:
 Make = Callable[..., Served]
 
 
+def tiny_engine(model: Any, tokenizer: ByteTokenizer, slots: int) -> Engine:
+    """The engine that the tests serve."""
+    return PlainEngine(model, tokenizer, slots=slots)
+
+
 @pytest.fixture(scope="session")
 def served(model: Any, tokenizer: ByteTokenizer) -> Make:
     """served(...): the tiny model with an engine of its own; `engine` builds another one."""
@@ -53,7 +58,7 @@ def served(model: Any, tokenizer: ByteTokenizer) -> Make:
         form: str | None = "k2-0905",
         engine: Callable[[], Engine] | None = None,
     ) -> Served:
-        build = engine or (lambda: PlainEngine(model, tokenizer, slots=slots))
+        build = engine or (lambda: tiny_engine(model, tokenizer, slots))
         chosen = None if form is None else form_named(form)
         return serve_model(name, model, tokenizer, build, slots=slots, limits=limits or Limits(), form=chosen)
 

@@ -108,7 +108,12 @@ def test_a_conversation_with_calls_goes_on_counting(client: OpenAI) -> None:
 
 
 def test_content_follows_a_schema(client: OpenAI) -> None:
-    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": False}
+    schema = {
+        "type": "object",
+        "properties": {"ok": {"type": "boolean"}},
+        "required": ["ok"],
+        "additionalProperties": False,
+    }
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
     for settings in ({}, {"tools": [WEATHER], "tool_choice": "none"}):
         done = ask(client, response_format=wanted, seed=3, **settings)
@@ -193,7 +198,9 @@ def test_log_probabilities_of_content(client: OpenAI) -> None:
     assert b"".join(bytes(one.bytes) for one in told).decode(errors="replace") == done.choices[0].message.content
     for one in told:
         assert one.logprob <= 0
-        assert [other.logprob for other in one.top_logprobs] == sorted((o.logprob for o in one.top_logprobs), reverse=True)
+        assert [other.logprob for other in one.top_logprobs] == sorted(
+            (o.logprob for o in one.top_logprobs), reverse=True
+        )
         assert one.top_logprobs[0].token == one.token  # greedy
     streamed = [chunk.choices[0].logprobs for chunk in
                 ask(client, logprobs=True, top_logprobs=3, max_tokens=12, temperature=0, stream=True)]  # fmt: skip
