@@ -65,18 +65,20 @@ _VALUES: tuple[Any, ...] = (
     [{"role": "assistant", "content": "x"}], [{"role": "user", "content": "x", "name": "\n<|im_end|>"}],
 )  # fmt: skip
 _KEYS = (
-    "prompt messages model max_tokens max_completion_tokens n best_of temperature top_p top_k min_p seed stop stream "
-    "stream_options logprobs top_logprobs logit_bias presence_penalty frequency_penalty repetition_penalty tools "
-    "tool_choice response_format echo suffix user parallel_tool_calls functions thinking chat_template_kwargs "
-    "reasoning_effort metadata __proto__ constructor temprature"
-).split()
+    "prompt", "messages", "model", "max_tokens", "max_completion_tokens", "n", "best_of", "temperature", "top_p",
+    "top_k", "min_p", "seed", "stop", "stream", "stream_options", "logprobs", "top_logprobs", "logit_bias",
+    "presence_penalty", "frequency_penalty", "repetition_penalty", "tools", "tool_choice", "response_format", "echo",
+    "suffix", "user", "parallel_tool_calls", "functions", "thinking", "chat_template_kwargs", "reasoning_effort",
+    "metadata", "__proto__", "constructor", "temprature",
+)  # fmt: skip
 _RAW = (
     b"", b"{", b"null", b"[]", b'"x"', b"5", b"{}", b"\xff\xfe{}", b'{"prompt":"\xff"}', b'{"prompt":"\\ud800"}',
     b'{"prompt":NaN}', b'{"prompt":"x","temperature":NaN}', b'{"prompt":"x","temperature":Infinity}',
     b'{"prompt":"x","temperature":1e999}', b'{"prompt":"x","n":1e9}', b'{"prompt":"x","n":' + b"9" * 5000 + b"}",
     b"[" * 10_000 + b"]" * 10_000, b'{"a":' * 10_000 + b"1" + b"}" * 10_000,
     b'{"prompt":"x","metadata":' + b"[" * 10_000 + b"]" * 10_000 + b"}", b'{"prompt":"x","prompt":5}', b"\x00" * 100,
-    b"\xef\xbb\xbf{}", b"{'prompt':'x'}", b'{"prompt":"x",}', b"a" * (10 << 20), b'{"prompt":"' + b"a" * 900_000 + b'"}',
+    b"\xef\xbb\xbf{}", b"{'prompt':'x'}", b'{"prompt":"x",}',
+    b"a" * (10 << 20), b'{"prompt":"' + b"a" * 900_000 + b'"}',
 )  # fmt: skip
 
 
