@@ -49,6 +49,9 @@ def serve(
     ] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="A file that holds the key.", show_default=False)] = None,
     slots: Annotated[int, typer.Option(help="Texts continued at once.", min=1, max=1024)] = 16,
+    cache_tokens: Annotated[
+        int | None, typer.Option(help="Tokens the cache holds, all texts together.", min=64, show_default="2048 a slot")
+    ] = None,
     chat_form: Annotated[
         str | None, typer.Option(help="Chat form by name.", show_default="what the model's files say")
     ] = None,

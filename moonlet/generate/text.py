@@ -43,11 +43,14 @@ class TextStream:
 
     Args:
         before: the prompt's tokens. Where spaces and capitals depend on the neighbours, the text goes on after them.
+        skip_special: whether special tokens are left out.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), before: Sequence[int] = ()) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, stop: Sequence[str] = (), before: Sequence[int] = (), skip_special: bool = True
+    ) -> None:
         self._finder = StopFinder(stop)
-        self._detokenizer = tokenizer.detokenizer(before, skip_special=True)
+        self._detokenizer = tokenizer.detokenizer(before, skip_special=skip_special)
 
     @property
     def stopped(self) -> bool:

@@ -29,6 +29,7 @@ def serve_model(
     *,
     slots: int,
     limits: Limits,
+    room: int | None = None,
     form: ChatForm | None = None,
     created: int | None = None,
 ) -> Served:
@@ -37,6 +38,7 @@ def serve_model(
     Args:
         name: what clients call it.
         make_engine: builds its engine, of as many slots; called in the thread that will own it.
+        room: tokens the engine's cache holds, where that is less than the model has positions.
         form: how it writes chats; None: not at all.
         created: Unix time of its files; None: now.
 
@@ -56,7 +58,7 @@ def serve_model(
         name,
         tokenizer,
         Driver(make_engine, slots, limits),
-        model.config.context_limit,
+        min(model.config.context_limit, room or model.config.context_limit),
         model.config.vocab_size,
         form,
         int(time.time()) if created is None else created,

@@ -14,6 +14,7 @@ import httpx
 import pytest
 import uvicorn
 
+from moonlet.generate.batch import Engine as BatchEngine
 from moonlet.serve.app import create_app
 from moonlet.serve.driver import Engine
 from moonlet.serve.limits import Limits
@@ -21,7 +22,6 @@ from moonlet.serve.models import serve_model
 from moonlet.serve.plan import Served
 from moonlet.text import ByteTokenizer
 from moonlet.text.chat import form_named
-from tests.serve.standin import PlainEngine
 
 URL = "http://127.0.0.1"
 
@@ -43,7 +43,7 @@ Make = Callable[..., Served]
 
 def tiny_engine(model: Any, tokenizer: ByteTokenizer, slots: int) -> Engine:
     """The engine that the tests serve."""
-    return PlainEngine(model, tokenizer, slots=slots)
+    return BatchEngine(model, tokenizer, slots=slots)
 
 
 @pytest.fixture(scope="session")
