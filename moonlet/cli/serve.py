@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from moonlet.text.chat import ChatForm
 
 _L = Limits()
+_TOKENS_A_SLOT = 2048
 _NEEDED = ("fastapi", "uvicorn", "llguidance")
 
 
@@ -91,6 +92,7 @@ def serve(
         port,
         _key(api_key, api_key_file),
         slots,
+        cache_tokens,
         chat_form,
         device,
         limits,
@@ -105,6 +107,7 @@ def _serve(
     port: int,
     key: str | None,
     slots: int,
+    tokens: int | None,
     form: str | None,
     device: str,
     limits: Limits,
@@ -121,7 +124,7 @@ def _serve(
         _say(f"anyone who reaches {host}:{port} can use this server; give it an --api-key-file, or leave out --host")
     keep_freed_memory()
     named = _named(paths)
-    models = [_load(name, path, slots, form, device, limits) for name, path in named.items()]
+    models = [_load(name, path, slots, tokens, form, device, limits) for name, path in named.items()]
     app = create_app(models, limits, access)
 
     def ready(address: str) -> None:
@@ -136,7 +139,9 @@ def _serve(
     run(app, host, port, ready)
 
 
-def _load(name: str, path: Path, slots: int, form: str | None, device: str, limits: Limits) -> Served:
+def _load(
+    name: str, path: Path, slots: int, tokens: int | None, form: str | None, device: str, limits: Limits
+) -> Served:
     from moonlet.folder import load, model_folder
     from moonlet.generate import lay_out
     from moonlet.generate.batch import Engine
@@ -155,13 +160,17 @@ def _load(name: str, path: Path, slots: int, form: str | None, device: str, limi
         if form is not None:
             raise
         # A model that only continues texts.
+    longest = model.config.context_limit
+    # By default one text may be several times as long as the mean of all that are live.
+    room = tokens or max(slots * min(longest, _TOKENS_A_SLOT), min(longest, 4 * _TOKENS_A_SLOT))
     return serve_model(
         name,
         model,
         tokenizer,
-        lambda: Engine(model, tokenizer, slots=slots),
+        lambda: Engine(model, tokenizer, slots=slots, tokens=room),
         slots=slots,
         limits=limits,
+        room=room,
         form=chosen,
         created=int((folder / "config.json").stat().st_mtime),
     )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 import time
 from collections import deque
@@ -26,6 +27,9 @@ from moonlet.serve.limits import Limits, option
 log = logging.getLogger("moonlet.serve")
 
 _STATS_SECONDS = 0.1
+# Whenever the event loop touches a socket it gives the interpreter's lock away, and has it back after this many seconds
+# at the latest; the usual 5 ms, many times a request, would be all its time while the engine computes.
+_SWITCH_SECONDS = 0.0002
 SHUTTING_DOWN = "the server is shutting down"
 
 
@@ -143,6 +147,7 @@ class Driver:
     def start(self) -> None:
         """Begin; the second time nothing happens."""
         if self._thread is None:
+            sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_SECONDS))
             self._thread = threading.Thread(target=self._run, name="moonlet-engine", daemon=True)
             self._thread.start()
 

@@ -12,7 +12,6 @@ import ipaddress
 import logging
 import signal
 import socket
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -52,8 +51,6 @@ def run(app: FastAPI, host: str, port: int, ready: Callable[[str], None]) -> Non
         OSError: the address is in use, or not this machine's.
     """
     listening = _listen(host, port)
-    # While many tokens are drawn a second, 5 ms of waiting for the interpreter's lock is most of a short answer.
-    sys.setswitchinterval(0.001)
     config = uvicorn.Config(
         app,
         log_config=_logging(),
