@@ -3,6 +3,7 @@
     POST /v1/completions         texts continued            POST /v1/chat/completions   conversations answered
     GET  /v1/models, .../NAME    what is served             GET  /metrics               what is counted
     GET  /health                 whether it works           GET  /, ...                 the page, where there is one
+    POST /moonlet/microscope     a text from inside         GET  /openapi.json          all of this for programs
 
 A GET never generates. Every path passes `security.Guard` first.
 """
@@ -30,7 +31,7 @@ from moonlet.serve.limits import Limits, option
 from moonlet.serve.metrics import CONTENT_TYPE, Metrics
 from moonlet.serve.openapi import ANSWERS, describe
 from moonlet.serve.plan import Plan, Served, plan_chat, plan_completion
-from moonlet.serve.protocol import ChatRequest, CompletionRequest, read
+from moonlet.serve.protocol import ChatRequest, CompletionRequest, ViewRequest, read
 from moonlet.serve.reply import Gone, Reply
 from moonlet.serve.security import CSP_PAGE, Access, Guard
 from moonlet.serve.static import PageFile, page_files
@@ -101,6 +102,17 @@ class Service:
         except Gone:
             self.metrics.disconnects += 1
             return Response(status_code=499)  # nobody reads it
+
+    async def view(self, request: Request) -> Response:
+        """POST /moonlet/microscope"""
+        from moonlet.serve.microscope import view
+
+        asked = read(await request.body(), ViewRequest)
+        leave = self._enter()
+        try:
+            return _json(await view(asked, self.model(asked.model), self.limits))
+        finally:
+            leave()
 
     def _enter(self) -> Callable[[], None]:
         """Take one of the places for requests under way; what is returned gives it back."""
@@ -199,6 +211,10 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         """Answer a conversation."""
         return await service.chat(request)
 
+    async def microscope(request: Request) -> Response:
+        """Look at a text from inside."""
+        return await service.view(request)
+
     async def models() -> Response:
         """What is served."""
         return _json({"object": "list", "data": [_card(model) for model in service.models.values()]})
@@ -221,6 +237,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
     add("/v1/completions", "POST", completions, "completion")
     add("/v1/chat/completions", "POST", chat_completions, "chat")
+    add("/moonlet/microscope", "POST", microscope, "view")
     add("/v1/models", "GET", models, "models")
     add("/v1/models/{model}", "GET", model, "model")
     add("/health", "GET", health, "health")

@@ -18,12 +18,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from moonlet.generate.request import Event, Request
 from moonlet.serve.errors import ApiError
 from moonlet.serve.limits import Limits, option
 
+T = TypeVar("T")
 log = logging.getLogger("moonlet.serve")
 
 _STATS_SECONDS = 0.1
@@ -138,7 +139,7 @@ class Driver:
         self._wake = threading.Condition()
         self._open = 0  # requests that were taken in and have not ended; under _wake
         self._feeds: dict[int, tuple[Feed, int]] = {}  # ticket -> feed, place in it; the thread's own
-        self._joining: set[asyncio.Future[None]] = set()  # submissions on their way to the engine; under _wake
+        self._joining: set[asyncio.Future[Any]] = set()  # submissions on their way to the engine; under _wake
         self._quit = False
         self._stats: Any | None = None
         self._stats_at = 0.0
@@ -180,6 +181,33 @@ class Driver:
             feed.close()
             raise
         return feed
+
+    async def call(self, work: Callable[[], T]) -> T:
+        """Something else that needs the model, done in the engine's thread between two steps.
+
+        Raises:
+            ApiError: 400 with the message of a ValueError, 429 where the queue is full, 503 where nothing can be done.
+        """
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        def run(engine: Engine) -> None:
+            error, result = None, None
+            try:
+                result = work()
+            except ValueError as refused:
+                error = ApiError(400, " ".join(str(refused).split()))
+            self._ended(1)
+            with self._wake:
+                self._joining.discard(done)
+            _on(done.get_loop(), _settle, done, error, result)
+
+        with self._wake:
+            self._admit(1)
+            self._open += 1
+            self._joining.add(done)
+            self._inbox.append(run)
+            self._wake.notify()
+        return await done
 
     def drop(self, feed: Feed, places: Sequence[int]) -> None:
         """End some requests of a feed, from any thread; those that have ended are left alone."""
@@ -330,10 +358,10 @@ def _push(feeds: dict[Feed, list[tuple[int, Event]]]) -> None:
         feed.push(events)
 
 
-def _settle(accepted: asyncio.Future[None], error: ApiError | None) -> None:
-    if accepted.done():
+def _settle(waited: asyncio.Future[Any], error: ApiError | None, result: Any = None) -> None:
+    if waited.done():
         return  # whoever waited has gone
     if error is None:
-        accepted.set_result(None)
+        waited.set_result(result)
     else:
-        accepted.set_exception(error)
+        waited.set_exception(error)

@@ -42,6 +42,8 @@ class Limits:
     """Functions declared."""
     messages: int = 2048
     """Messages of a conversation."""
+    view_tokens: int = 512
+    """Tokens looked at under the microscope at once."""
     queue: int = 64
     """Answers that may wait for a slot."""
     live: int = 256

@@ -56,6 +56,7 @@ def serve_model(
             )
     return Served(
         name,
+        model,
         tokenizer,
         Driver(make_engine, slots, limits),
         min(model.config.context_limit, room or model.config.context_limit),

@@ -9,11 +9,12 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from moonlet.serve.limits import Limits
-from moonlet.serve.protocol import ChatRequest, CompletionRequest
+from moonlet.serve.protocol import ChatRequest, CompletionRequest, ViewRequest
 
 _REQUESTS: dict[str, type[BaseModel]] = {
     "/v1/completions": CompletionRequest,
     "/v1/chat/completions": ChatRequest,
+    "/moonlet/microscope": ViewRequest,
 }
 _NULL = {"type": "null"}
 _TEXT = {"type": "string"}
@@ -53,6 +54,7 @@ _MESSAGE["properties"] |= {
     "reasoning_content": _TEXT,
     "tool_calls": _list(_object(id=_TEXT, type={"const": "function"}, function=_object(name=_TEXT, arguments=_TEXT))),
 }
+_LIKELY = _object(id=_COUNT, token=_TEXT, logprob={"type": "number"})
 _MODEL = _object(id=_TEXT, object={"const": "model"}, created=_COUNT, owned_by=_TEXT)
 _ERROR = _object(error=_object(message=_TEXT, type=_TEXT, param=_maybe(_TEXT), code=_maybe(_TEXT)))
 
@@ -73,6 +75,16 @@ _SCHEMAS = {
     "models": _object(object={"const": "list"}, data=_list(_MODEL)),
     "model": _MODEL,
     "health": _object(status=_TEXT),
+    "view": _object(
+        object={"const": "moonlet.view"},
+        ids=_list(_COUNT),
+        tokens=_list(_TEXT),
+        logprobs=_list(_maybe({"type": "number"})),
+        likely=_list(_list(_LIKELY)),
+        next=_list(_LIKELY),
+        experts={"type": "object"},
+        cache=_object(bytes_per_token=_COUNT, bytes_constant=_COUNT),
+    ),
 }
 
 
@@ -92,6 +104,7 @@ _WRONG = (400, 404, 408, 413, 415, 429, 500, 503)
 ANSWERS: dict[str, dict[int | str, dict[str, Any]]] = {
     "completion": _responses("completion", *_WRONG),
     "chat": _responses("chat", *_WRONG),
+    "view": _responses("view", *_WRONG),
     "models": _responses("models"),
     "model": _responses("model", 404),
     "health": _responses("health", 503),

@@ -156,6 +156,18 @@ class CompletionRequest(Sampling):
     """Whether the answer begins with the prompt."""
 
 
+class ViewRequest(_Record):
+    """POST /moonlet/microscope: a text to look at."""
+
+    prompt: Prompts
+    """One text, or its ids."""
+    model: str | None = None
+    layer: int | None = Field(None, ge=0)
+    head: int | None = Field(None, ge=0)
+    likely: int | None = Field(None, ge=0)
+    """Tokens told at each place; 10 where it is left out."""
+
+
 class JsonSchema(_Record):
     """A schema that the answer must follow."""
 
