@@ -117,7 +117,7 @@ def _serve(
 ) -> None:
     from moonlet.ops.allocator import keep_freed_memory
     from moonlet.serve.app import create_app
-    from moonlet.serve.run import is_loopback, run
+    from moonlet.serve.run import is_loopback, listen, run
     from moonlet.serve.security import Access
 
     access = Access(key, frozenset(name.lower() for name in (*hosts, host)), origins)
@@ -125,6 +125,8 @@ def _serve(
         _say(f"anyone who reaches {host}:{port} can use this server; give it an --api-key-file, or leave out --host")
     keep_freed_memory()
     named = _named(paths)
+    # Before the models, which take longer to load than anyone wants to wait for a port that is taken.
+    listening = listen(host, port)
     models = [_load(name, path, slots, tokens, form, device, limits) for name, path in named.items()]
     app = create_app(models, limits, access)
 
@@ -137,7 +139,7 @@ def _serve(
             flush=True,
         )
 
-    run(app, host, port, ready)
+    run(app, listening, ready)
 
 
 def _load(

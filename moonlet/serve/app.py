@@ -305,4 +305,4 @@ async def _on_bug(request: Request, error: Exception) -> Response:
 
 
 def _json(body: dict[str, Any], status: int = 200, headers: Any = None) -> Response:
-    return Response(to_json(body), status, headers, "application/json")
+    return Response(to_json(body, inf_nan_mode="null"), status, headers, "application/json")

@@ -40,17 +40,13 @@ class _Server(uvicorn.Server):
         await draining
 
 
-def run(app: FastAPI, host: str, port: int, ready: Callable[[str], None]) -> None:
+def run(app: FastAPI, listening: socket.socket, ready: Callable[[str], None]) -> None:
     """Serve until a signal says to stop.
 
     Args:
-        port: 0 takes any that is free.
+        listening: of `listen`.
         ready: called with the address once requests are answered.
-
-    Raises:
-        OSError: the address is in use, or not this machine's.
     """
-    listening = _listen(host, port)
     config = uvicorn.Config(
         app,
         log_config=_logging(),
@@ -60,8 +56,8 @@ def run(app: FastAPI, host: str, port: int, ready: Callable[[str], None]) -> Non
         lifespan="on",
         timeout_graceful_shutdown=int(app.state.service.limits.drain_seconds + _GRACE),
     )
-    shown = f"[{host}]" if ":" in host else host
-    server = _Server(config, app, lambda: ready(f"http://{shown}:{listening.getsockname()[1]}"))
+    host, port = listening.getsockname()[:2]
+    server = _Server(config, app, lambda: ready(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"))
     # uvicorn raises the signal again when it has stopped; being asked to stop is no failure.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _nothing)
@@ -78,7 +74,12 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A socket for `run`; 0 takes any port that is free.
+
+    Raises:
+        ValueError: the address is in use, or not this machine's.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except socket.gaierror as error:

@@ -31,6 +31,7 @@ _CHAT: dict[str, Any] = {
     "logit_bias": {"20": 1},
 }
 _TEXT: dict[str, Any] = {"model": "tiny", "prompt": "Once", "max_tokens": 4, "n": 1, "stop": ["x"], "seed": 1}
+_VIEW: dict[str, Any] = {"model": "tiny", "prompt": "Once", "layer": 0, "head": 0}
 _MODELS = ("../../etc/passwd", "..%2f..%2fetc", "tiny\x00", "", "a" * 5000, "{{7*7}}", "tiny/../tiny")
 _SCHEMAS: tuple[Any, ...] = (
     {"type": "nonsense"},
@@ -86,14 +87,15 @@ def requests(count: int, seed: int) -> Iterator[dict[str, Any]]:
     """As many requests, as arguments of httpx; equal seeds give equal ones."""
     draw = random.Random(seed)
     for _ in range(count):
-        path = draw.choice(("/v1/completions", "/v1/chat/completions"))
+        path = draw.choices(("/v1/completions", "/v1/chat/completions", "/moonlet/microscope"), (5, 5, 1))[0]
         kind = draw.random()
         if kind < 0.04:
             yield _odd(draw)
         elif kind < 0.10:
             yield {"method": "POST", "url": path, "content": draw.choice(_RAW), "headers": _json_type(draw)}
         else:
-            body = _changed(_TEXT if path == "/v1/completions" else _CHAT, draw)
+            whole = {"/v1/completions": _TEXT, "/v1/chat/completions": _CHAT}.get(path, _VIEW)
+            body = _changed(whole, draw)
             yield {"method": "POST", "url": path, "content": _bytes(body, draw), "headers": _json_type(draw)}
 
 
