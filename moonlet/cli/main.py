@@ -21,6 +21,7 @@ from moonlet.cli import (
     plot,
     quickstart,
     resume,
+    serve,
     tokenizer,
     train,
     verify,
@@ -43,6 +44,7 @@ app.command()(train.train)
 app.command()(resume.resume)
 app.command()(generate.generate)
 app.command()(chat.chat)
+app.command()(serve.serve)
 app.command(name="eval")(evaluate.evaluate)
 app.command()(inspect.inspect)
 app.command()(convert.convert)

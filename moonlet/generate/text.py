@@ -1,6 +1,6 @@
 """Tokens in, text out, piece by piece: never half a character, never the beginning of a stop string.
 
-The pieces joined are the tokenizer's decoding of all tokens, up to the first stop string.
+The pieces joined are the tokenizer's decoding of all tokens, special tokens left out, up to the first stop string.
 """
 
 from __future__ import annotations
@@ -8,6 +8,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moonlet.text import Tokenizer
+
+
+class StopFinder:
+    """Passes text on up to the first of some stop strings; what may be the beginning of one waits."""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self.stopped = False
+        """Whether one was met; nothing comes after it."""
+        self._stop = tuple(stop)
+        self._held = ""  # a suffix that may turn out to begin a stop string
+
+    def push(self, new: str) -> str:
+        """Add text; return what is now certain."""
+        if self.stopped or not self._stop:
+            return "" if self.stopped else new
+        text = self._held + new
+        found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
+        if found:
+            self.stopped, self._held = True, ""
+            return text[: min(found)]
+        hold = max((_overlap(text, stop) for stop in self._stop), default=0)
+        self._held = text[len(text) - hold :]
+        return text[: len(text) - hold]
+
+    def finish(self) -> str:
+        """No text follows: return what was held back."""
+        rest, self._held = self._held, ""
+        return rest
 
 
 class TextStream:
@@ -21,35 +49,21 @@ class TextStream:
     def __init__(
         self, tokenizer: Tokenizer, stop: Sequence[str] = (), before: Sequence[int] = (), skip_special: bool = True
     ) -> None:
-        self.stopped = False
-        """Whether a stop string was met; nothing comes after it."""
-        self._stop = tuple(stop)
+        self._finder = StopFinder(stop)
         self._detokenizer = tokenizer.detokenizer(before, skip_special=skip_special)
-        self._held = ""  # a suffix that may turn out to begin a stop string
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was met; nothing comes after it."""
+        return self._finder.stopped
 
     def push(self, token: int) -> str:
         """Add a token; return the text that is now certain, often empty."""
-        return "" if self.stopped else self._release(self._detokenizer.push(token))
+        return "" if self.stopped else self._finder.push(self._detokenizer.push(token))
 
     def finish(self) -> str:
         """No token follows: return what was held back."""
-        if self.stopped:
-            return ""
-        piece = self._release(self._detokenizer.finish())
-        rest, self._held = self._held, ""
-        return piece if self.stopped else piece + rest
-
-    def _release(self, new: str) -> str:
-        if not self._stop:
-            return new
-        text = self._held + new
-        found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
-        if found:
-            self.stopped, self._held = True, ""
-            return text[: min(found)]
-        hold = max((_overlap(text, stop) for stop in self._stop), default=0)
-        self._held = text[len(text) - hold :]
-        return text[: len(text) - hold]
+        return "" if self.stopped else self._finder.push(self._detokenizer.finish()) + self._finder.finish()
 
 
 def _overlap(text: str, stop: str) -> int:
