@@ -166,7 +166,8 @@ class NativeStep:
             last = bisect_left(wanted, end, asked)
             own = torch.tensor([i - first for i in wanted[asked:last]], dtype=torch.int64)
             asked = last
-            logits.append(self._run(*many[:, first:end], own, cache, max(positions[first:end]) + 1))
+            ids, at, places = many[:, first:end]
+            logits.append(self._run(ids, at, places, own, cache, max(positions[first:end]) + 1))
         return logits[0] if len(logits) == 1 else torch.cat(logits)
 
     def _counted(self, n: int) -> Tensor:
