@@ -27,27 +27,24 @@ def _limit(help: str) -> Any:
     return typer.Option(help=help, rich_help_panel="Limits")
 
 
+_PATHS = typer.Argument(
+    help="Run folders or model directories, each PATH or NAME=PATH.", metavar="PATH...", show_default=False
+)
+_KEY = typer.Option(
+    help="What clients must know. Others on this machine see a command line: better a file, or the variable.",
+    envvar="MOONLET_API_KEY",
+    show_default=False,
+)
+
+
 def serve(
     context: typer.Context,
-    paths: Annotated[
-        list[str],
-        typer.Argument(
-            help="Run folders or model directories, each PATH or NAME=PATH.", metavar="PATH...", show_default=False
-        ),
-    ],
+    paths: Annotated[list[str], _PATHS],
     host: Annotated[
         str, typer.Option(help="Address to listen on; the default is reached from here alone.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes any free one.", min=0, max=65535)] = 8000,
-    api_key: Annotated[
-        str | None,
-        typer.Option(
-            help="What clients must know. Other users of this machine see a command line: better a file or "
-            "the variable.",
-            envvar="MOONLET_API_KEY",
-            show_default=False,
-        ),
-    ] = None,
+    api_key: Annotated[str | None, _KEY] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="A file that holds the key.", show_default=False)] = None,
     slots: Annotated[int, typer.Option(help="Texts continued at once.", min=1, max=1024)] = 16,
     cache_tokens: Annotated[

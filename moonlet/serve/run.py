@@ -19,6 +19,8 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.config import LOGGING_CONFIG
 
+# Longer than clients keep an idle connection (5 s is usual): else a request may meet its connection being closed.
+_KEEP_ALIVE = 30
 _GRACE = 3.0  # seconds for the last bytes, beyond what live requests have
 
 
@@ -54,6 +56,7 @@ def run(app: FastAPI, listening: socket.socket, ready: Callable[[str], None]) ->
         server_header=False,
         proxy_headers=False,
         lifespan="on",
+        timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=int(app.state.service.limits.drain_seconds + _GRACE),
     )
     host, port = listening.getsockname()[:2]
