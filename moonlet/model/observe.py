@@ -1,6 +1,7 @@
-"""Looking into a model while it reads: attention probabilities, the routers' scores and choices, logits.
+"""Looking into a model while it reads: attention probabilities, decays, the routers' scores and choices, logits.
 
     p = softmax(q k^T scale)        [H, T, T] a layer, from the very q and k that the layer attends with
+    a = exp(g)                      [T, H, K] what a KDA layer leaves of its state's key channels before each token
     s, index, w                     [T, E], [T, A], [T, A] a router
     entropy = - sum_j r_j ln r_j,   r = s / sum s        how undecided a router is about a token, in nats
 
@@ -20,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moonlet.model.kda import KDA
 from moonlet.model.model import CausalLM
 from moonlet.model.router import Router
 from moonlet.ops.attention import attention, causal_mask
@@ -68,7 +70,7 @@ def observe(model: CausalLM, tokens: Tensor) -> Observation:
     if tokens.dim() != 1:
         raise ValueError(f"tokens are {list(tokens.shape)}; observe reads one text, int64 [T]")
     seen: dict[int, Tensor] = {}
-    with _evaluating(model), _routing(model) as routing, _attention(model, seen):
+    with evaluating(model), watching_routing(model) as routing, _attention(model, seen):
         logits = model(tokens[None])[0].float()  # (T, vocabulary)
     return Observation(logits, seen, {layer: parts[0] for layer, parts in routing.items()})
 
@@ -81,13 +83,14 @@ def router_entropy(model: CausalLM, tokens: Tensor, documents: Tensor | None = N
         tokens: int64 [B, T].
         documents: as in `CausalLM.loss`.
     """
-    with _evaluating(model), _routing(model) as routing:
+    with evaluating(model), watching_routing(model) as routing:
         model.hidden(tokens, documents=documents)
     return {layer: torch.cat([r.entropy() for r in parts]).mean().item() for layer, parts in routing.items()}
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block."""
     was_training = model.training
     model.eval()
     try:
@@ -97,7 +100,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _routing(model: CausalLM) -> Iterator[dict[int, list[Routing]]]:
+def watching_routing(model: CausalLM) -> Iterator[dict[int, list[Routing]]]:
     """Collect what every router says inside the block."""
     seen: dict[int, list[Routing]] = {}
 
@@ -111,6 +114,20 @@ def _routing(model: CausalLM) -> Iterator[dict[int, list[Routing]]]:
                 if isinstance(module, Router):
                     stack.callback(module.register_forward_hook(partial(note, i)).remove)
         yield seen
+
+
+@contextmanager
+def watching_decay(model: CausalLM, layer: int) -> Iterator[list[Tensor]]:
+    """Collect what the KDA layer `layer` (0-indexed) leaves of its state at each token of forwards inside the block:
+    fp32 [B, T, H, K] in 0..1, one a forward."""
+    mixer = model.model.layers[layer].self_attn
+    assert isinstance(mixer, KDA)
+    seen: list[Tensor] = []
+    hook = mixer.register_forward_pre_hook(lambda module, inputs: seen.append(mixer._log_decay(inputs[0]).exp()))
+    try:
+        yield seen
+    finally:
+        hook.remove()
 
 
 @contextmanager
