@@ -20,6 +20,7 @@ from torch import Tensor
 
 from moonlet.generate.decoding import new_step
 from moonlet.generate.native_step import NativeStep
+from moonlet.generate.reading import PREFILL_CHUNK, not_training
 from moonlet.generate.request import Request
 from moonlet.generate.sample import SamplingParams
 from moonlet.generate.sampler import Drawn, Sampler, draw_all
@@ -28,8 +29,6 @@ from moonlet.generate.text import TextStream
 from moonlet.model.cache import Cache
 from moonlet.model.model import CausalLM
 from moonlet.text import Tokenizer
-
-PREFILL_CHUNK = 512  # tokens read at once: bounds the memory a long prompt takes
 
 OnText = Callable[[int, str], None]
 
@@ -323,17 +322,10 @@ def _prefill(model: CausalLM, prompt: Sequence[int], cache: Cache) -> Tensor:
     """Read a prompt into a cache of one row. -> logits [1, vocab_size]"""
     tokens = torch.tensor([prompt], device=model.device)  # (1, T)
     *before, last = torch.split(tokens, PREFILL_CHUNK, 1)
-    # Routers count their load while training; reading a prompt is not training.
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
+    with not_training(model):
         for chunk in before:
             model.hidden(chunk, cache)
         return model.last_logits(last, cache)
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _draw(logits: Tensor, rows: list[_Row]) -> list[int]:

@@ -2,7 +2,10 @@
 
 What `step.py` computes, without an operation's overhead: for small models that is nearly all of a step's time, and
 large ones are bound by reading their weights, which the kernel does near the speed of memory. The weights stay where
-and as they are; their places are written down once, in structures that the kernel shares field by field.
+and as they are; their places are written down once (`native_plan.py`).
+
+A row is one token of one text, so a call may decode some texts and read others, any part of each. Attention's memory is
+read block by block: a paged cache has a table of blocks for each text, a contiguous one is a single block a row.
 
 Activations are fp32 whatever the compute dtype, so in bf16 a step is nearer to the truth than one that rounds after
 each operation; weights and cache are what the model holds. A row's logits are, to the bit, the same alone and in any
@@ -12,30 +15,23 @@ batch, on any number of threads.
 from __future__ import annotations
 
 import ctypes
-import math
+from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
+from moonlet.generate.native_plan import KINDS, Plan, Weights, fields
 from moonlet.model.cache import Cache, DeltaCache, KeyValueCache, LatentCache, LayerCache
-from moonlet.model.ffn import SwiGLU
-from moonlet.model.gqa import GQA
-from moonlet.model.kda import KDA
-from moonlet.model.layer import Layer
-from moonlet.model.linear import Linear, TiedHead
-from moonlet.model.mla import MLA
 from moonlet.model.model import CausalLM
-from moonlet.model.moe import MoE
-from moonlet.model.norm import LATENT_EPS
-from moonlet.model.packed import PackedExperts, packed_scheme
-from moonlet.ops.low_bit_codes import Packed, Scheme
+from moonlet.model.packed import packed_scheme
+from moonlet.model.paged_cache import PagedCache
 from moonlet.ops.native import library, why_not
 
 _LIBRARY = "decode"
-_KINDS: dict[Scheme, int] = {"int4": 2, "mxfp4": 3}  # 0 is fp32, 1 bf16
-READ_UP_TO = 128  # tokens of a text; longer ones are read by the model, whose large products then cost less a token
-_ROWS_AT_ONCE = 64  # bounds the buffers
+READ_UP_TO = 8192  # tokens of a text; of longer ones attention is most, for which the model has the faster kernel
+_ROWS_AT_ONCE = 256  # bounds the buffers
 _BYTES_A_THREAD = 1 << 18  # of weights times rows; for less, waiting for one more thread costs more than it does
 
 
@@ -46,52 +42,15 @@ def why_not_native(model: CausalLM) -> str:
     if model.dtype not in (torch.float32, torch.bfloat16):
         return f"the compute dtype is {str(model.dtype).removeprefix('torch.')}"
     scheme = packed_scheme(model)
-    if scheme is not None and scheme not in _KINDS:
+    if scheme is not None and scheme not in KINDS:
         return f"its experts are packed as {scheme}"
     return why_not(_LIBRARY)
-
-
-def _fields(kind: type, names: str) -> list[tuple[str, type]]:
-    return [(name, kind) for name in names.split()]
-
-
-class _Matrix(ctypes.Structure):
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        *_fields(ctypes.c_int64, "rows columns kind"),
-        ("scales", ctypes.c_void_p),
-    )
-
-
-class _Layer(ctypes.Structure):
-    _fields_ = (
-        *_fields(ctypes.c_int64, "mixer has_experts has_shared"),
-        *_fields(ctypes.c_void_p, "norm_mix norm_channels"),
-        *_fields(_Matrix, "q_a q kv kv_b v o"),
-        *_fields(ctypes.c_void_p, "q_norm kv_norm"),
-        *_fields(_Matrix, "f_a f_b g_a g_b beta"),
-        *_fields(ctypes.c_void_p, "taps rate dt_bias o_norm"),
-        *_fields(_Matrix, "gate up down router"),
-        ("router_bias", ctypes.c_void_p),
-        *_fields(_Matrix, "expert_gate_up expert_down"),
-    )
-
-
-class _Model(ctypes.Structure):
-    _fields_ = (
-        *_fields(ctypes.c_int64, "layers width vocabulary heads groups K P R V delta_heads delta_width delta_taps"),
-        *_fields(ctypes.c_int64, "experts active expert_groups top_groups softmax normalise"),
-        *_fields(ctypes.c_double, "routed_scale scale eps latent_eps"),
-        ("layer", ctypes.POINTER(_Layer)),
-        *_fields(_Matrix, "embedding head"),
-        ("norm", ctypes.c_void_p),
-    )
 
 
 class _Memory(ctypes.Structure):
     _fields_ = (
         ("entries", ctypes.c_void_p),
-        *_fields(ctypes.c_int64, "row_stride kind_stride group_stride"),
+        *fields(ctypes.c_int64, "row_stride kind_stride group_stride"),
         ("inputs", ctypes.c_void_p),
         ("inputs_stride", ctypes.c_int64),
     )
@@ -99,18 +58,18 @@ class _Memory(ctypes.Structure):
 
 class _Call(ctypes.Structure):
     _fields_ = (
-        *_fields(ctypes.c_void_p, "tokens positions texts wanted"),
-        *_fields(ctypes.c_int64, "rows logits_rows is_bf16 threads longest"),
+        *fields(ctypes.c_void_p, "tokens positions texts tables wanted"),
+        *fields(ctypes.c_int64, "table_stride block rows logits_rows is_bf16 threads longest"),
         ("memory", ctypes.POINTER(_Memory)),
-        *_fields(ctypes.c_void_p, "cos sin turns scratch logits"),
+        *fields(ctypes.c_void_p, "cos sin turns scratch logits"),
     )
 
 
 class NativeStep:
     """A model's decode step, as `Step`; `why_not_native(model)` must be empty.
 
-    Holds views of the model's weights, so it is made anew after they were moved or cast. Weights wider than the compute
-    dtype, or not stored row by row, are copied once, here. One thread may call it at a time.
+    Holds views of the model's weights, so it is made anew after they were moved or cast. One thread may call it at a
+    time.
     """
 
     exact = True
@@ -122,8 +81,9 @@ class NativeStep:
         self._kernels = kernels
         kernels.decode_scratch.restype = ctypes.c_int64
         self._dtype, self._rope, self._vocabulary = model.dtype, model._rope, model.config.vocab_size
-        plan = _Plan(model)
-        self._model, self._kept, self._bytes = plan.model, plan.kept, plan.bytes_read
+        plan = Plan(model)
+        self._model: Weights = plan.weights
+        self._kept, self._bytes = plan.kept, plan.bytes_read
         self._call = _Call(is_bf16=self._dtype == torch.bfloat16)
         self._both = ctypes.byref(self._model), ctypes.byref(self._call)
         self._scratch = torch.empty(0)
@@ -173,15 +133,32 @@ class NativeStep:
         assert not cache.lengths.any()
         if max(map(len, texts)) > cache.max_len:
             cache.check_room(max(map(len, texts)))
-        rows = [(t, n, i, n + 1 == len(text)) for i, text in enumerate(texts) for n, t in enumerate(text)]
-        logits = []
+        rows = [(t, n, i) for i, text in enumerate(texts) for n, t in enumerate(text)]
+        ends = list(accumulate(map(len, texts)))
+        logits = self.feed(rows, [end - 1 for end in ends], cache)
+        cache.lengths.copy_(torch.tensor([len(text) for text in texts]))
+        return logits
+
+    def feed(self, rows: Sequence[tuple[int, int, int]], wanted: Sequence[int], cache: Cache | PagedCache) -> Tensor:
+        """Take tokens in anywhere, any number of any texts.
+
+        Args:
+            rows: (token in the vocabulary, its position, row of the cache) each. Those of one text follow one another,
+                from the first position that its row does not hold yet; who counts what rows hold is the caller.
+            wanted: which of them logits are asked for, ascending.
+
+        Returns:
+            fp32 [wanted, vocab_size].
+        """
+        logits, asked = [], 0
         for first in range(0, len(rows), _ROWS_AT_ONCE):
             some = rows[first : first + _ROWS_AT_ONCE]
-            tokens, positions, places, _ = torch.tensor(some).t().contiguous()
-            wanted = torch.tensor([i for i, row in enumerate(some) if row[3]], dtype=torch.int64)
-            logits.append(self._run(tokens, positions, places, wanted, cache, int(positions.max()) + 1))
-        cache.lengths.copy_(torch.tensor([len(text) for text in texts]))
-        return torch.cat(logits)
+            tokens, positions, places = torch.tensor(some).t().contiguous()
+            last = bisect_left(wanted, first + len(some), asked)
+            own = torch.tensor([i - first for i in wanted[asked:last]], dtype=torch.int64)
+            asked = last
+            logits.append(self._run(tokens, positions, places, own, cache, max(row[1] for row in some) + 1))
+        return logits[0] if len(logits) == 1 else torch.cat(logits)
 
     def _counted(self, n: int) -> Tensor:
         """0 .. n - 1"""
@@ -190,7 +167,13 @@ class NativeStep:
         return self._numbers[:n]
 
     def _run(
-        self, tokens: Tensor, positions: Tensor, texts: Tensor, wanted: Tensor, cache: Cache, longest: int
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        texts: Tensor,
+        wanted: Tensor,
+        cache: Cache | PagedCache,
+        longest: int,
     ) -> Tensor:
         """A token a row, each int64 [N]: where it stands in which row of the cache. -> logits of the wanted rows."""
         assert tokens.shape == positions.shape == texts.shape
@@ -202,6 +185,8 @@ class NativeStep:
         self._ask_for((N, cache.max_len, torch.get_num_threads()))
         call.tokens, call.positions, call.texts = tokens.data_ptr(), positions.data_ptr(), texts.data_ptr()
         call.wanted, call.rows, call.logits_rows, call.longest = wanted.data_ptr(), N, len(wanted), longest
+        tables = cache.tables if isinstance(cache, PagedCache) else self._counted(cache.batch)
+        call.tables, call.table_stride, call.block = tables.data_ptr(), tables.stride(0), cache.block
         turned = self._turn(positions, longest)  # held until the call is over
         logits = torch.empty(len(wanted), self._vocabulary)
         call.logits = logits.data_ptr()
@@ -266,134 +251,3 @@ class NativeStep:
         assert entries[0, 0].is_contiguous()
         kind, row, group = entries.stride()[:3]
         return _Memory(entries=entries.data_ptr(), row_stride=row, kind_stride=kind, group_stride=group)
-
-
-class _Plan:
-    """The structures of a model, and the tensors they point into."""
-
-    def __init__(self, model: CausalLM) -> None:
-        self.dtype = model.dtype
-        self.kept: list[object] = []
-        self.bytes_read = 0
-        config = model.config
-        linear = config.linear_attn_config
-        layers = [self._layer(layer) for layer in model.model.layers if isinstance(layer, Layer)]
-        latent = config.kv_lora_rank is not None
-        read = self.bytes_read  # the embedding's row and the head's share of a tied one are not told apart
-        embedding = self._matrix(model.model.embed_tokens.weight, widen=True)
-        self.bytes_read = read
-        self.model = _Model(
-            layers=len(layers),
-            width=config.hidden_size,
-            vocabulary=config.vocab_size,
-            heads=config.num_attention_heads,
-            groups=config.num_key_value_heads,
-            K=config.qk_nope_head_dim if latent else config.head_dim,
-            P=config.rope_width,
-            R=config.kv_lora_rank or 0,
-            V=config.v_head_dim,
-            delta_heads=linear.num_heads if linear else 0,
-            delta_width=linear.head_dim if linear else 0,
-            delta_taps=linear.short_conv_kernel_size if linear else 0,
-            experts=config.n_routed_experts,
-            active=config.num_experts_per_tok,
-            expert_groups=config.n_group,
-            top_groups=config.topk_group,
-            softmax=config.scoring_func == "softmax",
-            normalise=config.norm_topk_prob,
-            routed_scale=config.routed_scaling_factor,
-            scale=config.softmax_scale,
-            eps=config.rms_norm_eps,
-            latent_eps=LATENT_EPS,
-            layer=(_Layer * len(layers))(*layers),
-            embedding=embedding,
-            head=self._linear(model.lm_head),
-            norm=self._numbers(model.model.norm.weight),
-        )
-
-    def _layer(self, layer: Layer) -> _Layer:
-        out = _Layer(
-            norm_mix=self._numbers(layer.input_layernorm.weight),
-            norm_channels=self._numbers(layer.post_attention_layernorm.weight),
-        )
-        mix, mlp = layer.self_attn, layer.mlp
-        if isinstance(mix, KDA):
-            self._kda(out, mix)
-        elif isinstance(mix, GQA):
-            out.mixer = 1
-            out.q, out.kv, out.v, out.o = map(self._linear, (mix.q_proj, mix.k_proj, mix.v_proj, mix.o_proj))
-        else:
-            self._mla(out, mix)
-        if isinstance(mlp, MoE):
-            self._moe(out, mlp)
-        else:
-            self._ffn(out, mlp)
-        return out
-
-    def _mla(self, out: _Layer, mla: MLA) -> None:
-        if mla.query_is_low_rank:
-            out.q_a, out.q = self._linear(mla.q_a_proj), self._linear(mla.q_b_proj)
-            out.q_norm = self._numbers(mla.q_a_layernorm.weight)
-        else:
-            out.q = self._linear(mla.q_proj)
-        out.kv, out.kv_b, out.o = map(self._linear, (mla.kv_a_proj_with_mqa, mla.kv_b_proj, mla.o_proj))
-        out.kv_norm = self._numbers(mla.kv_a_layernorm.weight)
-
-    def _kda(self, out: _Layer, kda: KDA) -> None:
-        out.mixer = 2
-        out.q, out.kv, out.v, out.o = map(self._linear, (kda.q_proj, kda.k_proj, kda.v_proj, kda.o_proj))
-        out.f_a, out.f_b, out.g_a, out.g_b = map(self._linear, (kda.f_a_proj, kda.f_b_proj, kda.g_a_proj, kda.g_b_proj))
-        out.beta = self._linear(kda.b_proj)
-        filters = (kda.q_conv1d, kda.k_conv1d, kda.v_conv1d)
-        out.taps = self._numbers(torch.cat([f.weight.detach().float()[:, 0] for f in filters]).t())  # (W, 3HK)
-        out.rate = self._numbers(-kda.A_log.detach().float().exp())
-        out.dt_bias, out.o_norm = self._numbers(kda.dt_bias), self._numbers(kda.o_norm.weight)
-
-    def _moe(self, out: _Layer, moe: MoE) -> None:
-        out.has_experts, out.has_shared = True, moe.has_shared
-        out.router = self._matrix(moe.gate.weight, widen=True)
-        out.router_bias = self._numbers(moe.gate.e_score_correction_bias)
-        share = moe.gate.rule.active / len(moe.gate.weight)
-        experts = moe.experts
-        if isinstance(experts, PackedExperts):
-            out.expert_gate_up, out.expert_down = (self._codes(w, share) for w in (experts.gate_up, experts.down))
-        else:
-            out.expert_gate_up = self._matrix(experts.gate_up_proj.flatten(0, 1), share)
-            out.expert_down = self._matrix(experts.down_proj.flatten(0, 1), share)
-        if moe.has_shared:
-            self._ffn(out, moe.shared_experts)
-
-    def _ffn(self, out: _Layer, ffn: SwiGLU) -> None:
-        out.gate, out.up, out.down = map(self._linear, (ffn.gate_proj, ffn.up_proj, ffn.down_proj))
-
-    def _linear(self, linear: Linear | TiedHead) -> _Matrix:
-        return self._matrix(linear.weight)
-
-    def _matrix(self, weight: Tensor, share: float = 1.0, widen: bool = False) -> _Matrix:
-        """A matrix [out, in], of which a step reads `share`.
-
-        Its numbers are rounded to the compute dtype where that is less precise, unless it is a matrix that the model
-        reads in full precision (`widen`).
-        """
-        weight = weight.detach()
-        if weight.dtype != torch.bfloat16:
-            weight = weight.to(torch.float32 if widen else self.dtype)
-        weight = weight.contiguous()
-        self.kept.append(weight)
-        self.bytes_read += int(weight.nbytes * share)
-        rows, columns = weight.shape
-        return _Matrix(weight.data_ptr(), rows, columns, weight.dtype == torch.bfloat16)
-
-    def _codes(self, weight: Packed, share: float) -> _Matrix:
-        """A stack of matrices in few bits, of which a step reads `share`, as one with all their rows."""
-        codes, scale = weight.codes.contiguous(), weight.scale.contiguous()
-        self.kept += codes, scale
-        self.bytes_read += int(weight.nbytes * share)
-        *rows, columns = weight.shape
-        return _Matrix(codes.data_ptr(), math.prod(rows), columns, _KINDS[weight.scheme], scale.data_ptr())
-
-    def _numbers(self, values: Tensor) -> int:
-        """Few numbers, as fp32 one after the other; where they lie."""
-        values = values.detach().float().contiguous()
-        self.kept.append(values)
-        return values.data_ptr()

@@ -1,6 +1,6 @@
 """Tokens in, text out, piece by piece: never half a character, never the beginning of a stop string.
 
-The pieces joined are the tokenizer's decoding of all tokens, special tokens left out, up to the first stop string.
+The pieces joined are the tokenizer's decoding of all tokens, special tokens left out (or not), up to the first stop string.
 """
 
 from __future__ import annotations
@@ -43,11 +43,14 @@ class TextStream:
 
     Args:
         before: the prompt's tokens. Where spaces and capitals depend on the neighbours, the text goes on after them.
+        skip_special: whether special tokens are left out.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), before: Sequence[int] = ()) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, stop: Sequence[str] = (), before: Sequence[int] = (), skip_special: bool = True
+    ) -> None:
         self._finder = StopFinder(stop)
-        self._detokenizer = tokenizer.detokenizer(before, skip_special=True)
+        self._detokenizer = tokenizer.detokenizer(before, skip_special=skip_special)
 
     @property
     def stopped(self) -> bool:

@@ -170,6 +170,11 @@ class Cache:
         return self.lengths.shape[0]
 
     @property
+    def block(self) -> int:
+        """Positions that lie together: all of a row's; see `paged_cache.py` for the other case."""
+        return self.max_len
+
+    @property
     def nbytes(self) -> int:
         """Bytes the cache holds."""
         return sum(layer.nbytes for layer in self.layers)

@@ -137,10 +137,11 @@ class CausalLM(nn.Module):
             raise ValueError(
                 f"a cache of {batch} rows and {max_len} positions; rows must be at least 1 and positions in 1..{limit}"
             )
-        layers = [self._layer_cache(i, batch, max_len) for i in range(config.num_hidden_layers)]
+        layers = [self.layer_cache(i, batch, max_len) for i in range(config.num_hidden_layers)]
         return Cache(layers, torch.zeros(batch, dtype=torch.int64), max_len)
 
-    def _layer_cache(self, layer: int, batch: int, max_len: int) -> LayerCache:
+    def layer_cache(self, layer: int, batch: int, max_len: int) -> LayerCache:
+        """One layer's part of a cache, [batch, max_len] as it lays them out; what `new_cache` is made of."""
         config = self.config
 
         def zeros(*shape: int, dtype: torch.dtype = self.dtype) -> Tensor:

@@ -3,7 +3,8 @@
 //   MLA   q' = [q_nope W_k | rope(q_rope)] a head,  u = softmax(q' entries^T scale) entries[:R],  out = u W_v^T
 //   GQA   out = softmax(rope(q) keys^T scale) values, H/G query heads to a head of keys and values
 //
-// A thread has some heads, for all rows: their weights are read once. Up to HEADS of them meet the cache together.
+// A thread has some heads, for all rows: their weights are read once. Up to HEADS of them meet the cache together, block
+// by block: a sum goes through the positions in their order, whatever blocks they lie in.
 #pragma once
 
 #include <cmath>
@@ -37,16 +38,18 @@ inline void softmax(float* x, int64_t n, float scale) {
 
 // Queries (a vector each) over S keys and values of one row: y[h] = softmax(q[h] keys^T scale) values.
 template <class T>
-void attend(const T* keys, int64_t key_stride, int64_t key_width, const T* values, int64_t value_stride,
-            int64_t value_width, int64_t S, Rows queries, float scale, float* logits, float* y, int64_t y_stride) {
+void attend(const Blocks<T>& keys, int64_t key_width, const Blocks<T>& values, int64_t value_width, int64_t S,
+            Rows queries, float scale, float* logits, float* y, int64_t y_stride) {
   for (int64_t h = 0; h < queries.count; h += HEADS) {
     const int64_t count = queries.count - h < HEADS ? queries.count - h : HEADS;
     const Rows some = {queries.base + h * queries.stride, queries.stride, count};
-    dots(keys, key_stride, 0, S, some, key_width, [=](int64_t b, int64_t s, const float* v, int64_t n) {
-      memcpy(logits + b * S + s, v, n * sizeof(float));
+    keys.each(S, [&](int64_t from, int64_t to, const T* rows) {
+      dots(rows, keys.stride, 0, to - from, some, key_width, [=](int64_t b, int64_t s, const float* v, int64_t n) {
+        memcpy(logits + b * S + from + s, v, n * sizeof(float));
+      });
     });
     for (int64_t i = 0; i < count; i++) softmax(logits + i * S, S, scale);
-    combine(values, value_stride, value_width, {logits, S, count}, S, y + h * y_stride, y_stride);
+    combine(values, value_width, {logits, S, count}, S, y + h * y_stride, y_stride);
   }
 }
 
@@ -58,7 +61,19 @@ struct Attention {
   const Model& m = w.model;
   const int64_t B = w.rows();
 
-  T* entries(int64_t b) const { return (T*)memory.entries + w.call.texts[b] * memory.row_stride; }
+  // Which block holds each `block` positions of row b's text.
+  const int64_t* table(int64_t b) const { return w.call.tables + w.call.texts[b] * w.call.table_stride; }
+
+  // Where row b's own position begins in its block, of entries `stride` wide.
+  T* own(int64_t b, int64_t stride) const {
+    const int64_t position = w.call.positions[b], block = w.call.block;
+    return (T*)memory.entries + table(b)[position / block] * memory.row_stride + position % block * stride;
+  }
+
+  // Row b's entries from `skipped` numbers on.
+  Blocks<T> entries(int64_t b, int64_t stride, int64_t skipped = 0) const {
+    return {(const T*)memory.entries + skipped, stride, table(b), memory.row_stride, w.call.block};
+  }
 
   void turn_row(float* x, int64_t b, int64_t width, bool interleaved) const {
     if (!w.call.cos) return;
@@ -86,7 +101,7 @@ struct Attention {
     for (int64_t h = heads.first; h < heads.last; h++) absorb(h, q, absorbed);
     for (int64_t b = 0; b < B && heads.first < heads.last; b++) {
       const int64_t at = b * H + heads.first;
-      attend(entries(b), E, E, entries(b), E, m.R, w.call.positions[b] + 1,
+      attend(entries(b, E), E, entries(b, E), m.R, w.call.positions[b] + 1,
              {absorbed + at * E, E, heads.last - heads.first}, (float)m.scale, w.own, u + at * m.R, m.R);
     }
     for (int64_t h = heads.first; h < heads.last; h++) {
@@ -106,7 +121,7 @@ struct Attention {
   void remember(float* latent, int64_t b) const {
     Worker::norm(latent, latent, layer.kv_norm, m.R, m.latent_eps);
     turn_row(latent + m.R, b, m.P, true);
-    T* to = entries(b) + w.call.positions[b] * (m.R + m.P);
+    T* to = own(b, m.R + m.P);
     for (int64_t i = 0; i < m.R + m.P; i++) put(to + i, latent[i]);
   }
 
@@ -117,9 +132,9 @@ struct Attention {
     const int64_t skipped = h * (m.K + m.V) * m.R;
     float* to = absorbed + h * E;
     if (layer.kv_b.kind == BF16)
-      combine((const Bf16*)layer.kv_b.data + skipped, m.R, m.R, nope, m.K, to, H * E);
+      combine(Blocks<Bf16>{(const Bf16*)layer.kv_b.data + skipped, m.R}, m.R, nope, m.K, to, H * E);
     else
-      combine((const float*)layer.kv_b.data + skipped, m.R, m.R, nope, m.K, to, H * E);
+      combine(Blocks<float>{(const float*)layer.kv_b.data + skipped, m.R}, m.R, nope, m.K, to, H * E);
     for (int64_t b = 0; b < B; b++) {
       float* rope = to + b * H * E + m.R;
       memcpy(rope, nope[b] + m.K, m.P * sizeof(float));
@@ -138,7 +153,7 @@ struct Attention {
     for (int64_t i = w.thread; i < B * G; i += w.threads) {
       const int64_t b = i / G, g = i % G;
       turn_row(k + i * K, b, m.P, false);
-      T* to = entries(b) + g * memory.group_stride + w.call.positions[b] * K;
+      T* to = own(b, K) + g * memory.group_stride;
       for (int64_t j = 0; j < K; j++) put(to + j, k[i * K + j]), put(to + memory.kind_stride + j, v[i * K + j]);
     }
     w.wait();
@@ -148,9 +163,9 @@ struct Attention {
         const int64_t g = h / per, end = (g + 1) * per < heads.last ? (g + 1) * per : heads.last;
         float* asked = q + (b * H + h) * K;
         for (int64_t i = 0; i < end - h; i++) turn_row(asked + i * K, b, m.P, false);
-        const T* keys = entries(b) + g * memory.group_stride;
-        attend(keys, K, K, keys + memory.kind_stride, K, K, w.call.positions[b] + 1, {asked, K, end - h},
-               (float)m.scale, w.own, w.mixed + (b * H + h) * K, K);
+        const int64_t keys = g * memory.group_stride;
+        attend(entries(b, K, keys), K, entries(b, K, keys + memory.kind_stride), K, w.call.positions[b] + 1,
+               {asked, K, end - h}, (float)m.scale, w.own, w.mixed + (b * H + h) * K, K);
         h = end;
       }
     w.wait();

@@ -58,9 +58,9 @@ struct Model {
   const float* norm;
 };
 
-// One layer's memory; strides count numbers.
+// One layer's memory; strides count numbers. Attention's lies in N blocks of S positions, KDA's in a row a text.
 struct Memory {
-  void* entries;  // MLA [B, S, R+P], GQA [2, B, G, S, K], KDA's state [B, H, K, V]
+  void* entries;  // MLA [N, S, R+P], GQA [2, N, G, S, K], KDA's state [B, H, K, V]
   int64_t row_stride, kind_stride, group_stride;
   void* inputs;  // KDA: [B, W-1, 3HK]
   int64_t inputs_stride;
@@ -71,7 +71,9 @@ struct Call {
   const int64_t* tokens;
   const int64_t* positions;
   const int64_t* texts;   // which row of the cache each belongs to
+  const int64_t* tables;  // [B, table_stride]: the blocks of each row of the cache, in order
   const int64_t* wanted;  // rows whose logits are asked for
+  int64_t table_stride, block;  // positions of a block
   int64_t rows, logits_rows, is_bf16, threads, longest;  // longest: one more than any position
   const Memory* memory;
   const float *cos, *sin;       // [positions, half]

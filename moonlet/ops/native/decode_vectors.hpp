@@ -272,22 +272,47 @@ void dots(const T* w, int64_t stride, int64_t first, int64_t last, const Rows& r
   }
 }
 
+// Rows that lie in blocks of `size`: those of block i begin at base + table[i] * apart. Without a table one block holds
+// all of them.
+template <class T>
+struct Blocks {
+  const T* base;
+  int64_t stride;
+  const int64_t* table = nullptr;
+  int64_t apart = 0, size = INT64_MAX;
+
+  const T* operator[](int64_t i) const { return base + (table ? table[i] * apart : 0); }
+
+  // f(from, to, rows): rows from .. to - 1 begin at `rows`.
+  template <class F>
+  inline void each(int64_t count, F f) const {
+    for (int64_t from = 0, i = 0; from < count; i++) {
+      const int64_t to = size < count - from ? from + size : count;
+      f(from, to, (*this)[i]);
+      from = to;
+    }
+  }
+};
+
 // Columns j .. j + 32 C - 1 of N outputs.
 template <class T, int N, int C>
-inline void combine_tile(const T* w, int64_t stride, const float* const* c, int64_t K, float* const* y, int64_t j) {
+inline void combine_tile(const Blocks<T>& w, const float* const* c, int64_t K, float* const* y, int64_t j) {
   Pair acc[N][C] = {};
-  for (int64_t k = 0; k < K; k++) {
-    Pair v[C];
+  w.each(K, [&](int64_t from, int64_t to, const T* rows) {
+    const T* row = rows + j;
+    for (int64_t k = from; k < to; k++, row += w.stride) {
+      Pair v[C];
 #pragma GCC unroll 8
-    for (int i = 0; i < C; i++) v[i] = load_pair(w + k * stride + j + i * PAIR);
+      for (int i = 0; i < C; i++) v[i] = load_pair(row + i * PAIR);
 #pragma GCC unroll 8
-    for (int n = 0; n < N; n++)
+      for (int n = 0; n < N; n++)
 #pragma GCC unroll 8
-      for (int i = 0; i < C; i++) {
-        acc[n][i].first += c[n][k] * v[i].first;
-        acc[n][i].second += c[n][k] * v[i].second;
-      }
-  }
+        for (int i = 0; i < C; i++) {
+          acc[n][i].first += c[n][k] * v[i].first;
+          acc[n][i].second += c[n][k] * v[i].second;
+        }
+    }
+  });
   for (int n = 0; n < N; n++)
     for (int i = 0; i < C; i++) {
       const Pair out = in_usual_order<T>(acc[n][i].first, acc[n][i].second);
@@ -299,19 +324,21 @@ inline void combine_tile(const T* w, int64_t stride, const float* const* c, int6
 // The last columns, at most 16 of them.
 template <class T, int N>
 inline void combine_rest(
-    const T* w, int64_t stride, const float* const* c, int64_t K, float* const* y, int64_t j, int64_t width) {
+    const Blocks<T>& w, const float* const* c, int64_t K, float* const* y, int64_t j, int64_t width) {
   f16 acc[N] = {};
-  for (int64_t k = 0; k < K; k++) {
-    const T* from = w + k * stride + j;
-    const f16 v = width == LANES ? load(from) : load_some(from, width);
-    for (int n = 0; n < N; n++) acc[n] += c[n][k] * v;
-  }
+  w.each(K, [&](int64_t from, int64_t to, const T* rows) {
+    const T* row = rows + j;
+    for (int64_t k = from; k < to; k++, row += w.stride) {
+      const f16 v = width == LANES ? load(row) : load_some(row, width);
+      for (int n = 0; n < N; n++) acc[n] += c[n][k] * v;
+    }
+  });
   for (int n = 0; n < N; n++) set(y[n] + j, acc[n], width);
 }
 
 // y[b][0 .. columns - 1] at y + b * y_stride, from K rows of w.
 template <class T>
-void combine(const T* w, int64_t stride, int64_t columns, const Rows& rows, int64_t K, float* y, int64_t y_stride) {
+void combine(const Blocks<T>& w, int64_t columns, const Rows& rows, int64_t K, float* y, int64_t y_stride) {
   auto take = [&](auto number, int64_t b) {
     constexpr int N = decltype(number)::value;
     const float* c[N];
@@ -319,10 +346,10 @@ void combine(const T* w, int64_t stride, int64_t columns, const Rows& rows, int6
     for (int n = 0; n < N; n++) c[n] = rows[b + n], out[n] = y + (b + n) * y_stride;
     int64_t j = 0;
     constexpr int C = TILE == 8 ? 2 : 1;
-    for (; j + C * PAIR <= columns; j += C * PAIR) combine_tile<T, N, C>(w, stride, c, K, out, j);
-    for (; j + PAIR <= columns; j += PAIR) combine_tile<T, N, 1>(w, stride, c, K, out, j);
+    for (; j + C * PAIR <= columns; j += C * PAIR) combine_tile<T, N, C>(w, c, K, out, j);
+    for (; j + PAIR <= columns; j += PAIR) combine_tile<T, N, 1>(w, c, K, out, j);
     for (; j < columns; j += LANES)
-      combine_rest<T, N>(w, stride, c, K, out, j, columns - j < LANES ? columns - j : LANES);
+      combine_rest<T, N>(w, c, K, out, j, columns - j < LANES ? columns - j : LANES);
   };
   int64_t b = 0;
   for (; b + 4 <= rows.count; b += 4) take(std::integral_constant<int, 4>(), b);
