@@ -65,6 +65,7 @@ def serve(
     max_logprobs: Annotated[int, _limit("Alternatives shown for a token.")] = _L.logprobs,
     max_tools: Annotated[int, _limit("Functions declared.")] = _L.tools,
     max_messages: Annotated[int, _limit("Messages of a chat.")] = _L.messages,
+    max_microscope_tokens: Annotated[int, _limit("Tokens of a text under the microscope.")] = _L.microscope_tokens,
     max_queue: Annotated[int, _limit("Answers that may wait for a slot.")] = _L.queue,
     max_live: Annotated[int, _limit("Requests under way at once.")] = _L.live,
     max_request_seconds: Annotated[float, _limit("For a whole answer.")] = _L.request_seconds,

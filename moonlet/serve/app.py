@@ -3,6 +3,7 @@
     POST /v1/completions         texts continued            POST /v1/chat/completions   conversations answered
     GET  /v1/models, .../NAME    what is served             GET  /metrics               what is counted
     GET  /health                 whether it works           GET  /, ...                 the page, where there is one
+    POST /moonlet/microscope     a text looked at
 
 A GET never generates. Every path passes `security.Guard` first.
 """
@@ -28,6 +29,7 @@ from moonlet import __version__
 from moonlet.serve.errors import ApiError, bad
 from moonlet.serve.limits import Limits, option
 from moonlet.serve.metrics import CONTENT_TYPE, Metrics
+from moonlet.serve.microscope import Microscope, microscope_router
 from moonlet.serve.openapi import ANSWERS, describe
 from moonlet.serve.plan import Plan, Served, plan_chat, plan_completion
 from moonlet.serve.protocol import ChatRequest, CompletionRequest, read
@@ -86,7 +88,7 @@ class Service:
         self, request: Request, asked: Any, plan: Callable[[Any, Served, Limits], Plan], started: float, *, chat: bool
     ) -> Response:
         served = self.model(asked.model)
-        leave = self._enter()
+        leave = self.enter()
         try:
             planned = await asyncio.get_running_loop().run_in_executor(self._pool, plan, asked, served, self.limits)
         except BaseException:
@@ -102,7 +104,7 @@ class Service:
             self.metrics.disconnects += 1
             return Response(status_code=499)  # nobody reads it
 
-    def _enter(self) -> Callable[[], None]:
+    def enter(self) -> Callable[[], None]:
         """Take one of the places for requests under way; what is returned gives it back."""
         if self._live >= self.limits.live:
             raise ApiError(
@@ -178,6 +180,7 @@ def create_app(
     )  # fmt: skip
     app.state.service = service
     _add_routes(app, service)
+    app.include_router(microscope_router(Microscope(service.model, service.enter, limits), ANSWERS["microscope"]))
     files = page_files() if page is None else page
     for file in files:
         app.add_api_route(file.path, _file_route(file), methods=["GET"], include_in_schema=False)

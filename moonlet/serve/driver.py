@@ -17,12 +17,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from moonlet.generate.request import Event, Request
 from moonlet.serve.errors import ApiError
 from moonlet.serve.limits import Limits, option
 
+T = TypeVar("T")
 log = logging.getLogger("moonlet.serve")
 
 _STATS_SECONDS = 0.1
@@ -134,7 +135,7 @@ class Driver:
         self._wake = threading.Condition()
         self._open = 0  # requests that were taken in and have not ended; under _wake
         self._feeds: dict[int, tuple[Feed, int]] = {}  # ticket -> feed, place in it; the thread's own
-        self._joining: set[asyncio.Future[None]] = set()  # submissions on their way to the engine; under _wake
+        self._joining: set[asyncio.Future[Any]] = set()  # submissions and work on their way to the engine; under _wake
         self._quit = False
         self._stats: Any | None = None
         self._stats_at = 0.0
@@ -181,6 +182,21 @@ class Driver:
         with self._wake:
             self._inbox.append(lambda engine: self._cancel(engine, feed, places))
             self._wake.notify()
+
+    async def call(self, work: Callable[[], T]) -> T:
+        """Do some work in the engine's thread, between two steps: nothing else computes with the model meanwhile.
+
+        Raises:
+            ApiError: 503 where nothing can be computed; and whatever `work` raises.
+        """
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = loop.create_future()
+        with self._wake:
+            self._admit(0)
+            self._joining.add(done)
+            self._inbox.append(lambda _: self._work(work, done))
+            self._wake.notify()
+        return await done
 
     def drain(self) -> None:
         """Take nothing new in; what is live goes on."""
@@ -266,6 +282,18 @@ class Driver:
             self._joining.discard(accepted)
         _on(feed.loop, _settle, accepted, error)
 
+    def _work(self, work: Callable[[], T], done: asyncio.Future[T]) -> None:
+        if done.cancelled():
+            result: T | Exception = ApiError(408, "nobody waits for it")
+        else:
+            try:
+                result = work()
+            except Exception as error:  # whoever asked is told; the engine is as it was
+                result = error
+        with self._wake:
+            self._joining.discard(done)
+        _on(done.get_loop(), _settle, done, result)
+
     def _cancel(self, engine: Engine, feed: Feed, places: Sequence[int]) -> None:
         for place in places:
             ticket = feed.tickets[place]
@@ -325,10 +353,10 @@ def _push(feeds: dict[Feed, list[tuple[int, Event]]]) -> None:
         feed.push(events)
 
 
-def _settle(accepted: asyncio.Future[None], error: ApiError | None) -> None:
-    if accepted.done():
+def _settle(waited: asyncio.Future[Any], result: object) -> None:
+    if waited.done():
         return  # whoever waited has gone
-    if error is None:
-        accepted.set_result(None)
+    if isinstance(result, Exception):
+        waited.set_exception(result)
     else:
-        accepted.set_exception(error)
+        waited.set_result(result)

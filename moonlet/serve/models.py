@@ -8,9 +8,12 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from moonlet.generate.microscope import cache_growth, heads
+from moonlet.model.count import full_cache_bytes_per_token
 from moonlet.model.model import CausalLM
 from moonlet.serve.driver import Driver, Engine
 from moonlet.serve.limits import Limits
+from moonlet.serve.microscope import cache_facts
 from moonlet.serve.plan import Served
 from moonlet.text import Tokenizer
 from moonlet.text.chat import ChatForm, mark_ids
@@ -60,6 +63,8 @@ def serve_model(
         model.config.vocab_size,
         form,
         int(time.time()) if created is None else created,
+        model,
+        cache_growth(model),
         _facts(model),
         _once(tokenizer),
     )
@@ -72,10 +77,12 @@ def _facts(model: CausalLM) -> dict[str, Any]:
     kda = set() if linear is None else set(linear.kda_layers)
     return {
         "layers": ["kda" if layer + 1 in kda else "attention" for layer in range(config.num_hidden_layers)],
-        "heads": config.num_attention_heads,
+        "heads": [heads(model, layer) for layer in range(config.num_hidden_layers)],
         "experts": config.n_routed_experts,
         "experts_per_token": config.num_experts_per_tok,
         "vocab_size": config.vocab_size,
+        "cache": cache_facts(cache_growth(model)),
+        "full_cache": full_cache_bytes_per_token(config, model.dtype.itemsize),
     }
 
 

@@ -24,6 +24,8 @@ from moonlet.text.chat.forms import ASSISTANT, END, SYSTEM, USER
 
 if TYPE_CHECKING:
     from moonlet.generate.grammar import Grammars
+    from moonlet.generate.microscope import CacheGrowth
+    from moonlet.model.model import CausalLM
 
 _COMPLETION_TOKENS = 16  # what the OpenAI interface draws where max_tokens is left out
 
@@ -38,6 +40,8 @@ class Served:
         vocab_size: rows of its embedding; ids of a prompt lie below.
         form: how it writes chats; None: it was trained on none.
         created: Unix time of its files.
+        network: the model itself; only its driver's thread computes with it.
+        growth: what its cache takes.
         facts: what a page may want to know of it, plain JSON.
         grammars: makes the grammars of its tokenizer, the same ones each time.
     """
@@ -49,6 +53,8 @@ class Served:
     vocab_size: int
     form: ChatForm | None
     created: int
+    network: CausalLM
+    growth: CacheGrowth
     facts: dict[str, Any]
     grammars: Callable[[], Grammars]
 

@@ -33,7 +33,9 @@ _NOT_HERE = {
 _MOST_SHOWN = 80
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """Nothing unknown, nothing of another kind."""
+
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
@@ -109,7 +111,7 @@ Bias = Annotated[
 ]
 
 
-class StreamOptions(_Record):
+class StreamOptions(Record):
     """How a stream ends."""
 
     include_usage: bool = False
@@ -118,7 +120,7 @@ class StreamOptions(_Record):
     """No effect: chunks are never padded."""
 
 
-class Sampling(_Record):
+class Sampling(Record):
     """What both kinds of request have in common."""
 
     model: str | None = None
@@ -156,7 +158,7 @@ class CompletionRequest(Sampling):
     """Whether the answer begins with the prompt."""
 
 
-class JsonSchema(_Record):
+class JsonSchema(Record):
     """A schema that the answer must follow."""
 
     name: str = "answer"
@@ -165,25 +167,25 @@ class JsonSchema(_Record):
     strict: bool | None = None
 
 
-class ResponseFormat(_Record):
+class ResponseFormat(Record):
     """What kind of text the answer must be."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
 
-class FunctionName(_Record):
+class FunctionName(Record):
     name: str
 
 
-class NamedTool(_Record):
+class NamedTool(Record):
     """The one function that must be called."""
 
     type: Literal["function"]
     function: FunctionName
 
 
-class Function(_Record):
+class Function(Record):
     """A function that the model may call."""
 
     name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
@@ -192,16 +194,16 @@ class Function(_Record):
     strict: bool | None = None
 
 
-class Tool(_Record):
+class Tool(Record):
     type: Literal["function"]
     function: Function
 
 
-class Thinking(_Record):
+class Thinking(Record):
     type: Literal["enabled", "disabled"]
 
 
-class TemplateSettings(_Record):
+class TemplateSettings(Record):
     thinking: bool | None = None
     enable_thinking: bool | None = None
 
