@@ -7,8 +7,11 @@ import {buildSettings} from "./settings.js";
 import {buildWrite, refresh, stop} from "./write.js";
 
 const THEMES = ["auto", "light", "dark"];
+const SIGNS = {auto: "◐", light: "☀\uFE0E", dark: "☾\uFE0E"};
 const VIEWS = ["write", "microscope"];
 let cards = [];
+// Whether settings are shown, by view: the microscope needs the room.
+const open = {write: window.matchMedia("(min-width: 60rem)").matches, microscope: false};
 
 const card = (name) => cards.find((one) => one.id === name);
 
@@ -21,7 +24,9 @@ const story = () => shown().some((one) => !one.chat) || new FormData($("controls
 function theme(name) {
   if (name === "auto") delete document.documentElement.dataset.theme;
   else document.documentElement.dataset.theme = name;
-  $("theme").textContent = `Theme: ${name}`;
+  $("theme-name").textContent = name;
+  $("theme-sign").textContent = SIGNS[name];
+  $("theme").setAttribute("aria-label", `Theme: ${name}`);
   remember("theme", name);
   window.dispatchEvent(new Event("resize")); // pictures take their colours when they are drawn
 }
@@ -34,12 +39,13 @@ function view(name) {
   }
   document.body.dataset.view = name;
   closeTokens();
-  window.dispatchEvent(new Event("resize"));
+  settings(open[name]);
 }
 
-function settings(open) {
-  document.body.classList.toggle("settings-open", open);
-  $("open-settings").setAttribute("aria-expanded", String(open));
+function settings(shown) {
+  open[document.body.dataset.view] = shown;
+  document.body.classList.toggle("settings-open", shown);
+  $("open-settings").setAttribute("aria-expanded", String(shown));
   window.dispatchEvent(new Event("resize"));
 }
 
@@ -58,7 +64,6 @@ function build() {
     });
   }
   $("open-settings").addEventListener("click", () => settings(!document.body.classList.contains("settings-open")));
-  settings(window.matchMedia("(min-width: 60rem)").matches);
   view("write");
   document.addEventListener("keydown", (event) => {
     if (event.key !== "Escape" || $("key-dialog").open) return;

@@ -31,7 +31,7 @@ function sized(canvas, width, height) {
 // Where things are in the picture of experts: of T tokens, for E experts in each of some layers.
 export function expertsPlan(T, E, layers, room) {
   const cell = Math.max(4, Math.min(16, Math.floor((room - SIDE) / Math.max(T, 24))));
-  const row = Math.max(2, Math.min(9, Math.floor(96 / E)));
+  const row = Math.max(2, Math.min(6, Math.floor(96 / E)));
   return {cell, row, band: E * row + GAP, width: SIDE + T * cell, height: layers * (E * row + GAP)};
 }
 
@@ -95,7 +95,7 @@ export function drawMap(canvas, cells, T, at, side) {
 }
 
 // What each token leaves of a head's state, as bars from nothing to all.
-export function drawDecay(canvas, decay, at, width, height = 54) {
+export function drawDecay(canvas, decay, at, width, height = 46) {
   const ink = colours(canvas);
   const pen = sized(canvas, width, height);
   const step = width / decay.length;
@@ -110,7 +110,7 @@ export function drawDecay(canvas, decay, at, width, height = 54) {
 }
 
 // Bytes by length: the states that stay, the entries that grow, and what whole keys and values would take.
-export function drawCache(canvas, {per_token: grows, constant}, full, T, width, height = 150) {
+export function drawCache(canvas, {per_token: grows, constant}, full, T, width, height = 92) {
   const ink = colours(canvas);
   const pen = sized(canvas, width, height);
   const most = Math.max(64, Math.ceil((T * 1.3) / 32) * 32);

@@ -211,6 +211,8 @@ function take(of, seen) {
   draw();
 }
 
+const quoted = (token) => `“${visible(token.text).trim()}”`;
+
 const draw = framed(() => {
   const facts = world.models()[0]?.facts;
   if (!view || !facts || $("panels").hidden) return;
@@ -242,19 +244,21 @@ function follow(scroll, at) {
 function chosen(t) {
   const layers = view.experts.map(({layer, index, weight}) =>
     `layer ${layer}: ${index[t].map((expert, a) => `${expert} (${weight[t][a].toFixed(2)})`).join(", ")}`);
-  return `“${visible(view.tokens[t].text)}” took experts ${layers.join("; ")}`;
+  return `${quoted(view.tokens[t])} took experts ${layers.join("; ")}`;
 }
 
 function head(at, T) {
   const kept = view.map?.kind === "kept";
   $("head-title").textContent = kept ? "What a KDA head keeps" : "What a head looks at";
-  const side = Math.min($("head-map").parentElement.clientWidth - 2 * 14, 380);
+  const room = $("head-map").parentElement.clientWidth;
+  const narrow = room < 380;
+  const side = narrow ? room : 236;
   drawMap($("head-map"), cells, T, at, side);
   const row = at >= 0 && at < T ? cells.subarray(at * T, at * T + T) : null;
   text.weigh(row && Array.from(row, (one) => one / 255));
   $("decay").hidden = !view.decay;
   if (view.decay) {
-    drawDecay($("decay"), view.decay, at, side);
+    drawDecay($("decay"), view.decay, at, narrow ? side : room - side - 15);
     $("decay").setAttribute("aria-label", "What each token leaves of the state, a bar a token");
   }
   $("head-map").setAttribute("aria-label", `${$("head-title").textContent}: layer ${view.map.layer}, head ${view.map.head}, ${T} tokens`);
@@ -264,13 +268,13 @@ function head(at, T) {
 }
 
 function strongest(row, at, kept) {
-  const told = view.tokens[at].text;
+  const told = quoted(view.tokens[at]);
   if (kept) {
     const half = Array.from(row.subarray(0, at + 1)).filter((one) => (one / 255) ** 2 >= 0.5).length;
-    return `“${visible(told)}” leaves ${Math.round(100 * view.decay[at])} % of the state; more than half is left of the last ${half} tokens`;
+    return `${told} leaves ${Math.round(100 * view.decay[at])} % of the state; more than half is left of the last ${half} tokens`;
   }
   const best = Array.from(row.subarray(0, at + 1), (one, s) => [(one / 255) ** 2, s]).sort((a, b) => b[0] - a[0]).slice(0, 3);
-  return `“${visible(told)}” looks at ${best.map(([weight, s]) => `“${visible(view.tokens[s].text)}” ${Math.round(100 * weight)} %`).join(", ")}`;
+  return `${told} looks at ${best.map(([weight, s]) => `${quoted(view.tokens[s])} ${Math.round(100 * weight)} %`).join(", ")}`;
 }
 
 function cacheLine(facts, T) {

@@ -42,7 +42,10 @@ export class TokenText {
       span.shown = token;
       const text = token.text || "";
       const broken = text.includes("\n");
-      span.textContent = broken ? text.replaceAll("\n", "↵\n") : text;
+      const shown = broken ? text.replaceAll("\n", "↵\n") : text;
+      const word = shown.trimStart();
+      // The space before a word is no part of its shade, nor of the next line.
+      span.replaceChildren(shown.slice(0, shown.length - word.length), el("span", {class: "ink"}, word || "\u200b"));
       span.classList.toggle("given", token.given === true);
       span.classList.toggle("mark", !text || /^\[[A-Z]+\]$|^<\|.*\|>$/.test(text));
       span.style.setProperty("--s", surprise(token.logprob).toFixed(3));
@@ -166,7 +169,7 @@ export class TokenText {
         el("span", {class: "word"}, visible(one.token)), bar, el("span", {class: "p"}, percent(one.logprob)));
       }));
     pop.hidden = false;
-    const here = this.spans[t].getClientRects()[0] ?? this.spans[t].getBoundingClientRect();
+    const here = this.spans[t].lastChild.getClientRects()[0];
     const width = pop.offsetWidth, room = document.documentElement.clientWidth;
     pop.style.left = `${Math.max(8, Math.min(here.left, room - width - 8)) + window.scrollX}px`;
     const below = here.bottom + 3 + pop.offsetHeight < window.innerHeight || here.top < pop.offsetHeight;

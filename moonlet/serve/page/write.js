@@ -115,6 +115,10 @@ function messages(turn, side) {
   return [...said, {role: "user", content: turn.asked}];
 }
 
+const page = document.documentElement;
+const atEnd = () => window.innerHeight + window.scrollY >= page.scrollHeight - 160;
+const toEnd = () => window.scrollTo(0, page.scrollHeight);
+
 // One model's answer in one turn.
 class Answer {
   constructor(turn, model, side, named) {
@@ -194,11 +198,11 @@ class Answer {
     this.body.data = this.text;
     this.thinking.data = this.thought;
     this.reasoning.hidden = !this.thought;
-    const low = window.innerHeight + window.scrollY >= document.documentElement.scrollHeight - 160;
-    if (this.busy && low) window.scrollTo(0, document.documentElement.scrollHeight);
+    if (this.busy && atEnd()) toEnd();
   }
 
   end(settings) {
+    const follow = atEnd();
     this.busy = false;
     this.show();
     this.node.classList.remove("busy");
@@ -213,6 +217,7 @@ class Answer {
     ].filter(Boolean).map((part) => el("span", {}, part)));
     running -= 1;
     refresh();
+    if (follow) toEnd();
     if (!running) say(why ? `Done: ${why}` : "Done");
   }
 
