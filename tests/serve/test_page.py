@@ -74,7 +74,7 @@ PAYLOADS = [
     "<scr<script>ipt>alert(1)</scr</script>ipt>",
     "<ScRiPt>alert(1)</sCrIpT>",
     "<img src=x oneRror=alert(1)//",
-    "\u003cscript\u003ealert(1)\u003c/script\u003e",
+    r"\u003cscript\u003ealert(1)\u003c/script\u003e",
     "&lt;script&gt;alert(1)&lt;/script&gt;",
     "${alert(1)}",
     "{{constructor.constructor('alert(1)')()}}",
@@ -106,10 +106,17 @@ def serving(folder: Path, *options: str) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def folders(tiny_model: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Two models that continue bytes; they differ in their random weights."""
+    import torch
+
     tokenizer = ByteTokenizer()
     made = {}
     for seed, name in enumerate(("late", "early")):
-        model = tiny_model(seed, **HYBRID, vocab_size=tokenizer.vocab_size, max_position_embeddings=1024)
+        model = tiny_model(seed, **HYBRID, vocab_size=tokenizer.vocab_size, max_position_embeddings=8192)
+        with torch.no_grad():  # texts never end by themselves: one direction, in all that is read, speaks against it
+            model.model.embed_tokens.weight[:, 0] += 30
+            model.lm_head.weight[:, 0] = 0
+            model.lm_head.weight[tokenizer.eos_id] = 0
+            model.lm_head.weight[tokenizer.eos_id, 0] = -100
         made[name] = tmp_path_factory.mktemp(name)
         save(model, tokenizer, made[name])
     return made
@@ -224,7 +231,7 @@ def sse(*chunks: dict[str, Any], end: str = "data: [DONE]\n\n") -> dict[str, Any
 
 def test_a_story_streams_and_escape_stops_it(open_page: Open, address: str) -> None:
     page = open_page()
-    choose(page, max_tokens=1000)
+    choose(page, max_tokens=6000)
     page.click("#prompt")
     page.keyboard.type("Once upon")
     page.keyboard.press("Control+Enter")
@@ -472,7 +479,9 @@ def test_another_token_is_a_branch_and_the_first_text_stays(open_page: Open) -> 
 
 def test_everything_is_done_with_the_keyboard_alone(open_page: Open) -> None:
     page = open_page()
-    page.fill("#max_tokens", "12")
+    choose(page, max_tokens=12)
+    page.reload()  # nothing has been pointed at
+    page.wait_for_selector("body.ready")
 
     def tab_to(selector: str, most: int = 60) -> None:
         for _ in range(most):
@@ -484,7 +493,6 @@ def test_everything_is_done_with_the_keyboard_alone(open_page: Open) -> None:
             page.keyboard.press("Tab")
         raise AssertionError(f"no way to {selector}")
 
-    page.evaluate("() => document.activeElement.blur()")
     page.keyboard.press("Tab")
     expect(page.locator(".skip")).to_be_focused()
     tab_to("#prompt")
@@ -532,8 +540,8 @@ def test_no_text_is_more_than_text(open_page: Open) -> None:
         route.fulfill(json=body)
 
     def chat(route: Any) -> None:
-        delta = {"content": payload, "reasoning_content": payload,
-                 "tool_calls": [{"index": 0, "id": payload, "function": {"name": payload, "arguments": payload}}]}  # fmt: skip
+        call = {"index": 0, "id": payload, "function": {"name": payload, "arguments": payload}}
+        delta = {"content": payload, "reasoning_content": payload, "tool_calls": [call]}
         choice = {"index": 0, "delta": delta, "finish_reason": payload}
         route.fulfill(**sse({"choices": [choice]}, {"error": {"message": payload}}))
 
@@ -548,15 +556,13 @@ def test_no_text_is_more_than_text(open_page: Open) -> None:
         context.route("**/moonlet/microscope", look)
 
     page = open_page(setup=setup)
-    assert page.locator("#model option").all_text_contents() == [
-        " ".join(one.split()) if False else one for one in PAYLOADS
-    ]
+    assert page.locator("#model option").all_text_contents() == PAYLOADS
     kinds = page.evaluate("() => [...new Set([...document.querySelectorAll('*')].map(node => node.nodeName))]")
     for payload in PAYLOADS:
         page.click("#tab-write")
         page.select_option("#model", index=PAYLOADS.index(payload))
         write(page, payload)
-        assert prose(page).startswith(payload.replace("\x00", "\x00"))
+        assert prose(page).startswith(payload)
         page.click("#tab-microscope")
         page.fill("#scope-prompt", payload)
         page.click("#look")
@@ -631,7 +637,8 @@ def test_status_is_said_to_those_who_listen(open_page: Open) -> None:
     assert page.get_attribute(".prose", "aria-busy") is None
     expect(page.locator("#status")).to_contain_text("Done")
     unnamed = page.evaluate(
-        """() => [...document.querySelectorAll("input, select, textarea, button")].filter((node) =>
-            !(node.labels?.length || node.textContent.trim() || node.getAttribute("aria-label"))).map((node) => node.id)"""
+        """() => [...document.querySelectorAll("input, select, textarea, button")]
+            .filter((node) => !(node.labels?.length || node.textContent.trim() || node.getAttribute("aria-label")))
+            .map((node) => node.id)"""
     )
     assert unnamed == []

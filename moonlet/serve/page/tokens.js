@@ -40,14 +40,15 @@ export class TokenText {
       const span = this.spans[t];
       if (span.shown === token) return;
       span.shown = token;
-      const text = token.text || "";
+      // A part of a character has no text of its own until the rest has come.
+      const text = token.text || token.token.replace(/^bytes:/, "");
       const broken = text.includes("\n");
       const shown = broken ? text.replaceAll("\n", "↵\n") : text;
       const word = shown.trimStart();
       // The space before a word is no part of its shade, nor of the next line.
       span.replaceChildren(shown.slice(0, shown.length - word.length), el("span", {class: "ink"}, word || "\u200b"));
       span.classList.toggle("given", token.given === true);
-      span.classList.toggle("mark", !text || /^\[[A-Z]+\]$|^<\|.*\|>$/.test(text));
+      span.classList.toggle("mark", !token.text || /^\[[A-Z]+\]$|^<\|.*\|>$/.test(text));
       span.style.setProperty("--s", surprise(token.logprob).toFixed(3));
       const p = token.logprob == null ? "" : `, ${percent(token.logprob)}`;
       span.setAttribute("aria-label", `${visible(text)}${p}`);
@@ -158,7 +159,7 @@ export class TokenText {
       rank >= 0 ? `${ordinal(rank)} likeliest` : token.likely.length ? `not among the first ${token.likely.length}` : null];
     const most = token.likely[0]?.logprob ?? 0;
     pop.replaceChildren(
-      el("p", {class: "pop-head"}, el("b", {}, visible(token.text)), facts.filter(Boolean).join(" · ")),
+      el("p", {class: "pop-head"}, el("b", {}, visible(token.text || token.token)), facts.filter(Boolean).join(" · ")),
       ...token.likely.map((one) => {
         const own = one.id === token.id;
         const bar = el("i", {class: "bar"});
