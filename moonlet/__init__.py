@@ -6,6 +6,7 @@
     moonlet.save(model, tokenizer, PATH)
     moonlet.generate(model, tokenizer, ["Once upon a time"])
     moonlet.pretrain("recipes/tinystories.toml", "runs/tinystories")
+    moonlet.widgets.prompt_box(model, tokenizer)          # in a notebook
     moonlet.count(moonlet.preset("kimi-k2")).total
 
 Importing this package imports nothing heavy: each name below is found when it is first used.
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moonlet import generate as generate
+    from moonlet import widgets as widgets
     from moonlet.cli.job import pretrain as pretrain
     from moonlet.config import ModelConfig as ModelConfig
     from moonlet.config import preset as preset
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from moonlet.model.init import build as build
 
 __version__ = "0.1.0"
-__all__ = ["ModelConfig", "__version__", "build", "count", "generate", "load", "preset", "pretrain", "save"]
+__all__ = ["ModelConfig", "__version__", "build", "count", "generate", "load", "preset", "pretrain", "save", "widgets"]
 
 _HOME = {
     "ModelConfig": "moonlet.config",
@@ -41,9 +43,9 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "generate":
-        # The room moonlet.generate is itself callable; see its module.
-        return import_module("moonlet.generate")
+    if name in ("generate", "widgets"):
+        # Rooms; moonlet.generate is itself callable, see its module.
+        return import_module(f"moonlet.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'moonlet' has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)

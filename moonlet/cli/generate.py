@@ -123,7 +123,7 @@ def _answer(
     try:
         for deltas in chain(map(parser.feed_ids, ([index] for index in drawn)), map(Parser.finish, [parser])):
             for delta in deltas:
-                print(_shown(delta, before), end="", flush=True)
+                print(shown(delta, before), end="", flush=True)
                 before = delta.kind
     finally:
         if before:
@@ -135,7 +135,7 @@ def _say(line: str) -> None:
     print(f"moonlet: {line}", file=sys.stderr)
 
 
-def _shown(delta: Delta, before: str) -> str:
+def shown(delta: Delta, before: str) -> str:
     """What a piece of an answer looks like behind one of the kind `before`."""
     if delta.kind == "close" or (delta.kind == before != "call"):
         return delta.text

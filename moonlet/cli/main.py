@@ -11,6 +11,7 @@ import sys
 import typer
 
 from moonlet.cli import (
+    chat,
     convert,
     data,
     doctor,
@@ -25,6 +26,7 @@ from moonlet.cli import (
     train,
     verify,
 )
+from moonlet.cli.errors import one_line
 
 app = typer.Typer(
     name="moonlet",
@@ -41,6 +43,7 @@ app.add_typer(tokenizer.app, name="tokenizer")
 app.command()(train.train)
 app.command()(resume.resume)
 app.command()(generate.generate)
+app.command()(chat.chat)
 app.command()(serve.serve)
 app.command(name="eval")(evaluate.evaluate)
 app.command()(inspect.inspect)
@@ -73,20 +76,14 @@ def main() -> None:
     except _EXPECTED as error:
         if os.environ.get("MOONLET_DEBUG"):
             raise
-        _fail(_one_line(error), 2)
+        _fail(one_line(error), 2)
     except RuntimeError as error:
         from moonlet.train.loop import TrainingStopped
 
         if not isinstance(error, TrainingStopped) or os.environ.get("MOONLET_DEBUG"):
             raise
-        _fail(_one_line(error), 1)
+        _fail(one_line(error), 1)
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    return " ".join(str(error).split())
 
 
 def _fail(text: str, code: int) -> None:

@@ -16,8 +16,10 @@ from moonlet.serve.limits import Limits
 
 if TYPE_CHECKING:
     from moonlet.serve.plan import Served
+    from moonlet.text.chat import ChatForm
 
 _L = Limits()
+_TOKENS_A_SLOT = 2048
 _NEEDED = ("fastapi", "uvicorn", "llguidance")
 
 
@@ -25,29 +27,29 @@ def _limit(help: str) -> Any:
     return typer.Option(help=help, rich_help_panel="Limits")
 
 
+_PATHS = typer.Argument(
+    help="Run folders or model directories, each PATH or NAME=PATH.", metavar="PATH...", show_default=False
+)
+_KEY = typer.Option(
+    help="What clients must know. Others on this machine see a command line: better a file, or the variable.",
+    envvar="MOONLET_API_KEY",
+    show_default=False,
+)
+
+
 def serve(
     context: typer.Context,
-    paths: Annotated[
-        list[str],
-        typer.Argument(
-            help="Run folders or model directories, each PATH or NAME=PATH.", metavar="PATH...", show_default=False
-        ),
-    ],
+    paths: Annotated[list[str], _PATHS],
     host: Annotated[
         str, typer.Option(help="Address to listen on; the default is reached from here alone.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes any free one.", min=0, max=65535)] = 8000,
-    api_key: Annotated[
-        str | None,
-        typer.Option(
-            help="What clients must know. Other users of this machine see a command line: better a file or "
-            "the variable.",
-            envvar="MOONLET_API_KEY",
-            show_default=False,
-        ),
-    ] = None,
+    api_key: Annotated[str | None, _KEY] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="A file that holds the key.", show_default=False)] = None,
     slots: Annotated[int, typer.Option(help="Texts continued at once.", min=1, max=1024)] = 16,
+    cache_tokens: Annotated[
+        int | None, typer.Option(help="Tokens the cache holds, all texts together.", min=64, show_default="2048 a slot")
+    ] = None,
     chat_form: Annotated[
         str | None, typer.Option(help="Chat form by name.", show_default="what the model's files say")
     ] = None,
@@ -65,7 +67,7 @@ def serve(
     max_logprobs: Annotated[int, _limit("Alternatives shown for a token.")] = _L.logprobs,
     max_tools: Annotated[int, _limit("Functions declared.")] = _L.tools,
     max_messages: Annotated[int, _limit("Messages of a chat.")] = _L.messages,
-    max_microscope_tokens: Annotated[int, _limit("Tokens of a text under the microscope.")] = _L.microscope_tokens,
+    max_view_tokens: Annotated[int, _limit("Tokens looked at at once.")] = _L.view_tokens,
     max_queue: Annotated[int, _limit("Answers that may wait for a slot.")] = _L.queue,
     max_live: Annotated[int, _limit("Requests under way at once.")] = _L.live,
     max_request_seconds: Annotated[float, _limit("For a whole answer.")] = _L.request_seconds,
@@ -88,6 +90,7 @@ def serve(
         port,
         _key(api_key, api_key_file),
         slots,
+        cache_tokens,
         chat_form,
         device,
         limits,
@@ -102,6 +105,7 @@ def _serve(
     port: int,
     key: str | None,
     slots: int,
+    tokens: int | None,
     form: str | None,
     device: str,
     limits: Limits,
@@ -110,7 +114,7 @@ def _serve(
 ) -> None:
     from moonlet.ops.allocator import keep_freed_memory
     from moonlet.serve.app import create_app
-    from moonlet.serve.run import is_loopback, run
+    from moonlet.serve.run import is_loopback, listen, run
     from moonlet.serve.security import Access
 
     access = Access(key, frozenset(name.lower() for name in (*hosts, host)), origins)
@@ -118,7 +122,9 @@ def _serve(
         _say(f"anyone who reaches {host}:{port} can use this server; give it an --api-key-file, or leave out --host")
     keep_freed_memory()
     named = _named(paths)
-    models = [_load(name, path, slots, form, device, limits) for name, path in named.items()]
+    # Before the models, which take longer to load than anyone wants to wait for a port that is taken.
+    listening = listen(host, port)
+    models = [_load(name, path, slots, tokens, form, device, limits) for name, path in named.items()]
     app = create_app(models, limits, access)
 
     def ready(address: str) -> None:
@@ -130,10 +136,12 @@ def _serve(
             flush=True,
         )
 
-    run(app, host, port, ready)
+    run(app, listening, ready)
 
 
-def _load(name: str, path: Path, slots: int, form: str | None, device: str, limits: Limits) -> Served:
+def _load(
+    name: str, path: Path, slots: int, tokens: int | None, form: str | None, device: str, limits: Limits
+) -> Served:
     from moonlet.folder import load, model_folder
     from moonlet.generate import lay_out
     from moonlet.generate.batch import Engine
@@ -144,6 +152,7 @@ def _load(name: str, path: Path, slots: int, form: str | None, device: str, limi
     folder = model_folder(path)
     model, tokenizer = load(path, device, notice=_say)
     lay_out(model)
+    chosen: ChatForm | None = None
     try:
         chosen = form_of(folder, form)
         # Every tokenizer of ours has the marks; a model that was trained on chats comes with a template.
@@ -152,14 +161,18 @@ def _load(name: str, path: Path, slots: int, form: str | None, device: str, limi
     except ValueError:
         if form is not None:
             raise
-        chosen = None  # a model that only continues texts
+        # A model that only continues texts.
+    longest = model.config.context_limit
+    # By default one text may be several times as long as the mean of all that are live.
+    room = tokens or max(slots * min(longest, _TOKENS_A_SLOT), min(longest, 4 * _TOKENS_A_SLOT))
     return serve_model(
         name,
         model,
         tokenizer,
-        lambda: Engine(model, tokenizer, slots=slots),
+        lambda: Engine(model, tokenizer, slots=slots, tokens=room),
         slots=slots,
         limits=limits,
+        room=room,
         form=chosen,
         created=int((folder / "config.json").stat().st_mtime),
     )

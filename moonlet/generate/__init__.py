@@ -12,13 +12,18 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from moonlet.generate.batch import Engine
     from moonlet.generate.decoding import lay_out, new_step
     from moonlet.generate.engine import Completion, complete, generate, stream, stream_ids
+    from moonlet.generate.request import Event, Request
     from moonlet.generate.sample import SamplingParams
     from moonlet.generate.step import Step
 
 __all__ = [
     "Completion",
+    "Engine",
+    "Event",
+    "Request",
     "SamplingParams",
     "Step",
     "complete",
@@ -31,6 +36,9 @@ __all__ = [
 
 _HOME = {
     "Completion": "moonlet.generate.engine",
+    "Engine": "moonlet.generate.batch",
+    "Event": "moonlet.generate.request",
+    "Request": "moonlet.generate.request",
     "SamplingParams": "moonlet.generate.sample",
     "Step": "moonlet.generate.step",
     "complete": "moonlet.generate.engine",

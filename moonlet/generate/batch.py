@@ -74,7 +74,7 @@ class Engine:
         reuse_prefixes: whether beginnings that were read before are taken over.
         prefill_chunk: tokens of prompts read in one step: fewer disturb the others less, more are read faster.
         snapshots: copies of KDA's state kept, so many beginnings can be gone on from (in other models: ends of prompts
-            whose logits are kept); None: twice the slots.
+            whose logits are kept); None: two a slot, and 8.
         poison: fill what becomes free with NaN, to see that nobody reads it.
 
     Raises:
@@ -96,7 +96,7 @@ class Engine:
     ) -> None:
         limit = model.config.context_limit
         tokens = slots * min(limit, _TOKENS_A_SLOT) if tokens is None else tokens
-        snapshots = 2 * slots if snapshots is None else snapshots
+        snapshots = 2 * slots + 8 if snapshots is None else snapshots
         _check_sizes(slots=slots, block=block, prefill_chunk=prefill_chunk, snapshots=snapshots, tokens=tokens)
         if tokens < block:
             raise ValueError(f"the cache has room for {tokens} tokens and a block for {block}; give at least one block")
@@ -170,8 +170,8 @@ class Engine:
         return text.ticket
 
     def cancel(self, ticket: int) -> None:
-        """End a text, wherever it is; what it holds is free at once, and the next step tells its end. One that has ended
-        stays as it ended."""
+        """End a text, wherever it is; what it holds is free at once, and the next step tells its end. One that has
+        ended stays as it ended."""
         text = self._known.get(ticket)
         if text is None:
             return

@@ -60,17 +60,18 @@ class Forward:
 
     def _native(self, portions: Sequence[Portion]) -> Tensor:
         assert isinstance(self._step, NativeStep)
-        rows: list[tuple[int, int, int]] = []
+        tokens: list[int] = []
+        positions: list[int] = []
+        texts: list[int] = []
         wanted = []
         for text, count in portions:
-            at, slot = text.length, text.slot
-            if count == 1:
-                rows.append((text.tokens[at], at, slot))
-            else:
-                rows += [(text.tokens[n], n, slot) for n in range(at, at + count)]
-            if at + count == len(text.tokens):
-                wanted.append(len(rows) - 1)
-        return self._step.feed(rows, wanted, self._cache)
+            at, end = text.length, text.length + count
+            tokens += text.tokens[at:end]
+            positions += range(at, end)
+            texts += [text.slot] * count
+            if end == len(text.tokens):
+                wanted.append(len(tokens) - 1)
+        return self._step.feed(tokens, positions, texts, wanted, self._cache)
 
     def _one(self, text: Live, count: int) -> Tensor:
         first, last = text.length, text.length + count

@@ -166,6 +166,7 @@ class Grammars:
         most: int = MAX_CALLS,
         calls_before: int = 0,
         thinking: bool = True,
+        content: Mapping[str, Any] | bool | None = None,
     ) -> CompiledGrammar:
         """An answer that calls tools with arguments valid under their schemas.
 
@@ -173,6 +174,7 @@ class Grammars:
             tools: declared tools, OpenAI-shaped.
             choice: "required": one call at least and no text; "auto": text, calls, or both; else the name of the tool
                 that is called.
+            content: with "auto", the schema of the text of an answer that calls nothing; None: any text.
             most: calls in this turn at most, in 1..MAX_CALLS.
             calls_before: calls made in the conversation so far, from which this turn's are numbered.
 
@@ -196,8 +198,10 @@ class Grammars:
         rules += [f"args_{t}: %json {schema}" for t, schema in enumerate(schemas.values())]
         thought, more = self._thought(form, thinking)
         body = f"{begin} calls_0 {end}"
-        if choice == "auto":
+        if choice == "auto" and content is None:
             body, more = f"TEXT? ({body})?", [_TEXT]
+        elif choice == "auto":
+            body, more = f"content | {body}", [*more, f"content: %json {_schema(content, 'the JSON schema')}"]
         return self._compile(thought, [*more, *rules], body)
 
     def _calls(self, names: Sequence[str], first: int, most: int) -> Iterator[str]:

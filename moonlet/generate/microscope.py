@@ -21,7 +21,9 @@ from torch import Tensor
 
 from moonlet.generate.request import Likely
 from moonlet.model.count import cache_bytes_per_token, conv_cache_bytes, state_bytes
+from moonlet.model.gqa import GQA
 from moonlet.model.kda import KDA
+from moonlet.model.mla import MLA
 from moonlet.model.model import CausalLM
 from moonlet.model.observe import (
     evaluating,
@@ -162,7 +164,7 @@ def cache_growth(model: CausalLM) -> CacheGrowth:
 def heads(model: CausalLM, layer: int) -> int:
     """Heads of a layer's mixer, which `look` can show."""
     mixer = model.model.layers[layer].self_attn
-    assert isinstance(mixer.heads, int)
+    assert isinstance(mixer, MLA | GQA | KDA)
     return mixer.heads
 
 

@@ -133,31 +133,41 @@ class NativeStep:
         assert not cache.lengths.any()
         if max(map(len, texts)) > cache.max_len:
             cache.check_room(max(map(len, texts)))
-        rows = [(t, n, i) for i, text in enumerate(texts) for n, t in enumerate(text)]
-        ends = list(accumulate(map(len, texts)))
-        logits = self.feed(rows, [end - 1 for end in ends], cache)
+        tokens = [token for text in texts for token in text]
+        positions = [n for text in texts for n in range(len(text))]
+        places = [i for i, text in enumerate(texts) for _ in text]
+        logits = self.feed(tokens, positions, places, [end - 1 for end in accumulate(map(len, texts))], cache)
         cache.lengths.copy_(torch.tensor([len(text) for text in texts]))
         return logits
 
-    def feed(self, rows: Sequence[tuple[int, int, int]], wanted: Sequence[int], cache: Cache | PagedCache) -> Tensor:
-        """Take tokens in anywhere, any number of any texts.
+    def feed(
+        self,
+        tokens: list[int],
+        positions: list[int],
+        texts: list[int],
+        wanted: Sequence[int],
+        cache: Cache | PagedCache,
+    ) -> Tensor:
+        """Take N tokens in anywhere, any number of any texts.
 
         Args:
-            rows: (token in the vocabulary, its position, row of the cache) each. Those of one text follow one another,
-                from the first position that its row does not hold yet; who counts what rows hold is the caller.
-            wanted: which of them logits are asked for, ascending.
+            tokens: in the vocabulary.
+            positions: where each stands in its text.
+            texts: which row of the cache each belongs to. Those of one text follow one another, from the first position
+                that its row does not hold yet; what rows hold is counted by the caller.
+            wanted: which of the N logits are asked for, ascending.
 
         Returns:
             fp32 [wanted, vocab_size].
         """
-        logits, asked = [], 0
-        for first in range(0, len(rows), _ROWS_AT_ONCE):
-            some = rows[first : first + _ROWS_AT_ONCE]
-            tokens, positions, places = torch.tensor(some).t().contiguous()
-            last = bisect_left(wanted, first + len(some), asked)
+        logits, asked, many = [], 0, torch.tensor(tokens + positions + texts).view(3, -1)
+        for first in range(0, len(tokens), _ROWS_AT_ONCE):
+            end = min(first + _ROWS_AT_ONCE, len(tokens))
+            last = bisect_left(wanted, end, asked)
             own = torch.tensor([i - first for i in wanted[asked:last]], dtype=torch.int64)
             asked = last
-            logits.append(self._run(tokens, positions, places, own, cache, max(row[1] for row in some) + 1))
+            ids, at, places = many[:, first:end]
+            logits.append(self._run(ids, at, places, own, cache, max(positions[first:end]) + 1))
         return logits[0] if len(logits) == 1 else torch.cat(logits)
 
     def _counted(self, n: int) -> Tensor:

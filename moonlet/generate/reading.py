@@ -48,11 +48,6 @@ class Reading:
         """Whether what was read alike up to `depth` can be gone on from."""
         return not self.by_model or depth % PREFILL_CHUNK == 0 or depth == self.length
 
-    @property
-    def storable(self) -> int:
-        """Tokens of the prompt and behind it that may be taken over; -1: all of them."""
-        return self.length if self.by_model else -1
-
 
 def shared_beginning(a: Sequence[int], b: Sequence[int]) -> int:
     """Tokens at which two texts begin alike; of the same kind of sequence."""

@@ -52,10 +52,13 @@ class Sharing:
         block = self._cache.block
         need = blocks_for(len(text.tokens) + text.request.params.max_new_tokens - 1, block)
         found = self._find(text)
-        if not self._take(text, found, need):
-            # The part that is only copied must be held meanwhile: one block more.
-            if found.part is None or not self._take(text, found := self._find(text, parts=False), need):
-                return False
+        enough = self._take(text, found, need)
+        if not enough and found.part is not None:
+            # The part is only copied, but must be held meanwhile: one block more.
+            found = self._find(text, parts=False)
+            enough = self._take(text, found, need)
+        if not enough:
+            return False
         text.slot = slot
         self._cache.tables[slot, :need].copy_(torch.tensor(text.blocks))
         self._take_over(text, found)
@@ -129,7 +132,7 @@ class Sharing:
         return depth < text.prompt_length or (node.ending is not None and node.ending.logits is not None)
 
     def _take(self, text: Live, found: Beginning, need: int) -> bool:
-        """Hold the blocks of a beginning, and fresh ones for the rest; whether there are enough, else nothing is held."""
+        """Hold a beginning's blocks and fresh ones for the rest; whether there are enough, else nothing is held."""
         pool = self._pool
         shared = [node.block for node in found.whole]
         held = shared + ([] if found.part is None else [found.part.block])
@@ -170,7 +173,8 @@ class Sharing:
         assert store is not None
         store.touch(node)
         if store.stateful:
-            assert ending is not None and ending.row is not None
+            assert ending is not None
+            assert ending.row is not None
             self._cache.copy_state(ending.row, text.slot)
         if not text.is_reading:
             assert ending is not None
@@ -208,7 +212,8 @@ class Sharing:
 
     def _store_whole(self, text: Live) -> None:
         """Put whole blocks into the store; where it has one of the same tokens already, the text takes that."""
-        assert self._store is not None and text.node is not None
+        assert self._store is not None
+        assert text.node is not None
         block, reading = self._cache.block, text.reading
         end = min(text.length, reading.length) if reading.by_model else text.length
         for i in range(text.stored, end // block):
@@ -219,7 +224,8 @@ class Sharing:
 
     def _tip(self, text: Live) -> Node:
         """The node where a text ends now, which may be a part of a block."""
-        assert self._store is not None and text.node is not None
+        assert self._store is not None
+        assert text.node is not None
         first = text.stored * self._cache.block
         if first == text.length:
             return text.node

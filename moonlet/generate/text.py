@@ -1,6 +1,6 @@
 """Tokens in, text out, piece by piece: never half a character, never the beginning of a stop string.
 
-The pieces joined are the decoding of all tokens, special tokens left out (or not), up to the first stop string.
+The pieces joined are the tokenizer's decoding of all tokens, special tokens left out, up to the first stop string.
 """
 
 from __future__ import annotations

@@ -189,7 +189,7 @@ class ChatAnswer:
                 piece.setdefault("tool_calls", []).extend(self._call(delta))
         if not piece.get("tool_calls", True):
             del piece["tool_calls"]
-        kinds = {delta.kind for delta in deltas}
+        kinds: set[str] = {delta.kind for delta in deltas}
         return piece, kinds if self._callable else {kind if kind == "reasoning" else "content" for kind in kinds}
 
     def _call(self, delta: Delta) -> list[Piece]:

@@ -3,7 +3,7 @@
     POST /v1/completions         texts continued            POST /v1/chat/completions   conversations answered
     GET  /v1/models, .../NAME    what is served             GET  /metrics               what is counted
     GET  /health                 whether it works           GET  /, ...                 the page, where there is one
-    POST /moonlet/microscope     a text looked at
+    POST /moonlet/microscope     a text from inside         GET  /openapi.json          all of this for programs
 
 A GET never generates. Every path passes `security.Guard` first.
 """
@@ -29,10 +29,9 @@ from moonlet import __version__
 from moonlet.serve.errors import ApiError, bad
 from moonlet.serve.limits import Limits, option
 from moonlet.serve.metrics import CONTENT_TYPE, Metrics
-from moonlet.serve.microscope import Microscope, microscope_router
 from moonlet.serve.openapi import ANSWERS, describe
 from moonlet.serve.plan import Plan, Served, plan_chat, plan_completion
-from moonlet.serve.protocol import ChatRequest, CompletionRequest, read
+from moonlet.serve.protocol import ChatRequest, CompletionRequest, ViewRequest, read
 from moonlet.serve.reply import Gone, Reply
 from moonlet.serve.security import CSP_PAGE, Access, Guard
 from moonlet.serve.static import PageFile, page_files
@@ -88,7 +87,7 @@ class Service:
         self, request: Request, asked: Any, plan: Callable[[Any, Served, Limits], Plan], started: float, *, chat: bool
     ) -> Response:
         served = self.model(asked.model)
-        leave = self.enter()
+        leave = self._enter()
         try:
             planned = await asyncio.get_running_loop().run_in_executor(self._pool, plan, asked, served, self.limits)
         except BaseException:
@@ -104,7 +103,18 @@ class Service:
             self.metrics.disconnects += 1
             return Response(status_code=499)  # nobody reads it
 
-    def enter(self) -> Callable[[], None]:
+    async def view(self, request: Request) -> Response:
+        """POST /moonlet/microscope"""
+        from moonlet.serve.microscope import view
+
+        asked = read(await request.body(), ViewRequest)
+        leave = self._enter()
+        try:
+            return _json(await view(asked, self.model(asked.model), self.limits))
+        finally:
+            leave()
+
+    def _enter(self) -> Callable[[], None]:
         """Take one of the places for requests under way; what is returned gives it back."""
         if self._live >= self.limits.live:
             raise ApiError(
@@ -180,7 +190,6 @@ def create_app(
     )  # fmt: skip
     app.state.service = service
     _add_routes(app, service)
-    app.include_router(microscope_router(Microscope(service.model, service.enter, limits), ANSWERS["microscope"]))
     files = page_files() if page is None else page
     for file in files:
         app.add_api_route(file.path, _file_route(file), methods=["GET"], include_in_schema=False)
@@ -201,6 +210,10 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     async def chat_completions(request: Request) -> Response:
         """Answer a conversation."""
         return await service.chat(request)
+
+    async def microscope(request: Request) -> Response:
+        """Look at a text from inside."""
+        return await service.view(request)
 
     async def models() -> Response:
         """What is served."""
@@ -224,6 +237,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
     add("/v1/completions", "POST", completions, "completion")
     add("/v1/chat/completions", "POST", chat_completions, "chat")
+    add("/moonlet/microscope", "POST", microscope, "view")
     add("/v1/models", "GET", models, "models")
     add("/v1/models/{model}", "GET", model, "model")
     add("/health", "GET", health, "health")
@@ -291,4 +305,4 @@ async def _on_bug(request: Request, error: Exception) -> Response:
 
 
 def _json(body: dict[str, Any], status: int = 200, headers: Any = None) -> Response:
-    return Response(to_json(body), status, headers, "application/json")
+    return Response(to_json(body, inf_nan_mode="null"), status, headers, "application/json")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 import time
 from collections import deque
@@ -27,6 +28,9 @@ T = TypeVar("T")
 log = logging.getLogger("moonlet.serve")
 
 _STATS_SECONDS = 0.1
+# Whenever the event loop touches a socket it gives the interpreter's lock away, and has it back after this many seconds
+# at the latest; the usual 5 ms, many times a request, would be all its time while the engine computes.
+_SWITCH_SECONDS = 0.0002
 SHUTTING_DOWN = "the server is shutting down"
 
 
@@ -135,7 +139,7 @@ class Driver:
         self._wake = threading.Condition()
         self._open = 0  # requests that were taken in and have not ended; under _wake
         self._feeds: dict[int, tuple[Feed, int]] = {}  # ticket -> feed, place in it; the thread's own
-        self._joining: set[asyncio.Future[Any]] = set()  # submissions and work on their way to the engine; under _wake
+        self._joining: set[asyncio.Future[Any]] = set()  # submissions on their way to the engine; under _wake
         self._quit = False
         self._stats: Any | None = None
         self._stats_at = 0.0
@@ -144,6 +148,7 @@ class Driver:
     def start(self) -> None:
         """Begin; the second time nothing happens."""
         if self._thread is None:
+            sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_SECONDS))
             self._thread = threading.Thread(target=self._run, name="moonlet-engine", daemon=True)
             self._thread.start()
 
@@ -177,26 +182,38 @@ class Driver:
             raise
         return feed
 
+    async def call(self, work: Callable[[], T]) -> T:
+        """Something else that needs the model, done in the engine's thread between two steps.
+
+        Raises:
+            ApiError: 400 with the message of a ValueError, 429 where the queue is full, 503 where nothing can be done.
+        """
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        def run(engine: Engine) -> None:
+            error, result = None, None
+            try:
+                result = work()
+            except ValueError as refused:
+                error = ApiError(400, " ".join(str(refused).split()))
+            self._ended(1)
+            with self._wake:
+                self._joining.discard(done)
+            _on(done.get_loop(), _settle, done, error, result)
+
+        with self._wake:
+            self._admit(1)
+            self._open += 1
+            self._joining.add(done)
+            self._inbox.append(run)
+            self._wake.notify()
+        return await done
+
     def drop(self, feed: Feed, places: Sequence[int]) -> None:
         """End some requests of a feed, from any thread; those that have ended are left alone."""
         with self._wake:
             self._inbox.append(lambda engine: self._cancel(engine, feed, places))
             self._wake.notify()
-
-    async def call(self, work: Callable[[], T]) -> T:
-        """Do some work in the engine's thread, between two steps: nothing else computes with the model meanwhile.
-
-        Raises:
-            ApiError: 503 where nothing can be computed; and whatever `work` raises.
-        """
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[T] = loop.create_future()
-        with self._wake:
-            self._admit(0)
-            self._joining.add(done)
-            self._inbox.append(lambda _: self._work(work, done))
-            self._wake.notify()
-        return await done
 
     def drain(self) -> None:
         """Take nothing new in; what is live goes on."""
@@ -282,18 +299,6 @@ class Driver:
             self._joining.discard(accepted)
         _on(feed.loop, _settle, accepted, error)
 
-    def _work(self, work: Callable[[], T], done: asyncio.Future[T]) -> None:
-        if done.cancelled():
-            result: T | Exception = ApiError(408, "nobody waits for it")
-        else:
-            try:
-                result = work()
-            except Exception as error:  # whoever asked is told; the engine is as it was
-                result = error
-        with self._wake:
-            self._joining.discard(done)
-        _on(done.get_loop(), _settle, done, result)
-
     def _cancel(self, engine: Engine, feed: Feed, places: Sequence[int]) -> None:
         for place in places:
             ticket = feed.tickets[place]
@@ -353,10 +358,10 @@ def _push(feeds: dict[Feed, list[tuple[int, Event]]]) -> None:
         feed.push(events)
 
 
-def _settle(waited: asyncio.Future[Any], result: object) -> None:
+def _settle(waited: asyncio.Future[Any], error: ApiError | None, result: Any = None) -> None:
     if waited.done():
         return  # whoever waited has gone
-    if isinstance(result, Exception):
-        waited.set_exception(result)
-    else:
+    if error is None:
         waited.set_result(result)
+    else:
+        waited.set_exception(error)

@@ -42,8 +42,8 @@ class Limits:
     """Functions declared."""
     messages: int = 2048
     """Messages of a conversation."""
-    microscope_tokens: int = 1024
-    """Tokens of a text under the microscope; while it is read, the model does nothing else."""
+    view_tokens: int = 512
+    """Tokens looked at under the microscope at once."""
     queue: int = 64
     """Answers that may wait for a slot."""
     live: int = 256

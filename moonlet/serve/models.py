@@ -8,12 +8,11 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from moonlet.generate.microscope import cache_growth, heads
+from moonlet.generate.microscope import heads
 from moonlet.model.count import full_cache_bytes_per_token
 from moonlet.model.model import CausalLM
 from moonlet.serve.driver import Driver, Engine
 from moonlet.serve.limits import Limits
-from moonlet.serve.microscope import cache_facts
 from moonlet.serve.plan import Served
 from moonlet.text import Tokenizer
 from moonlet.text.chat import ChatForm, mark_ids
@@ -32,6 +31,7 @@ def serve_model(
     *,
     slots: int,
     limits: Limits,
+    room: int | None = None,
     form: ChatForm | None = None,
     created: int | None = None,
 ) -> Served:
@@ -40,6 +40,7 @@ def serve_model(
     Args:
         name: what clients call it.
         make_engine: builds its engine, of as many slots; called in the thread that will own it.
+        room: tokens the engine's cache holds, where that is less than the model has positions.
         form: how it writes chats; None: not at all.
         created: Unix time of its files; None: now.
 
@@ -57,21 +58,20 @@ def serve_model(
             )
     return Served(
         name,
+        model,
         tokenizer,
         Driver(make_engine, slots, limits),
-        model.config.context_limit,
+        min(model.config.context_limit, room or model.config.context_limit),
         model.config.vocab_size,
         form,
         int(time.time()) if created is None else created,
-        model,
-        cache_growth(model),
         _facts(model),
         _once(tokenizer),
     )
 
 
 def _facts(model: CausalLM) -> dict[str, Any]:
-    """What a page draws: how many layers of which kind, heads, experts."""
+    """What a page draws: kinds and heads of the layers, experts, bytes a token of a cache of whole keys and values."""
     config = model.config
     linear = config.linear_attn_config
     kda = set() if linear is None else set(linear.kda_layers)
@@ -81,7 +81,6 @@ def _facts(model: CausalLM) -> dict[str, Any]:
         "experts": config.n_routed_experts,
         "experts_per_token": config.num_experts_per_tok,
         "vocab_size": config.vocab_size,
-        "cache": cache_facts(cache_growth(model)),
         "full_cache": full_cache_bytes_per_token(config, model.dtype.itemsize),
     }
 

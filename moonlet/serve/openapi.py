@@ -9,18 +9,16 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from moonlet.serve.limits import Limits
-from moonlet.serve.microscope import PATH, MicroscopeRequest
-from moonlet.serve.protocol import ChatRequest, CompletionRequest
+from moonlet.serve.protocol import ChatRequest, CompletionRequest, ViewRequest
 
 _REQUESTS: dict[str, type[BaseModel]] = {
     "/v1/completions": CompletionRequest,
     "/v1/chat/completions": ChatRequest,
-    PATH: MicroscopeRequest,
+    "/moonlet/microscope": ViewRequest,
 }
 _NULL = {"type": "null"}
 _TEXT = {"type": "string"}
 _COUNT = {"type": "integer", "minimum": 0}
-_NUMBER = {"type": "number"}
 
 
 def _object(**properties: Any) -> dict[str, Any]:
@@ -45,7 +43,6 @@ _USAGE = _object(
 )
 _TOKEN = _object(token=_TEXT, logprob={"type": "number"}, bytes=_list(_COUNT))
 _CHAT_LOGPROBS = _object(content=_list({"allOf": [_TOKEN, _object(top_logprobs=_list(_TOKEN))]}), refusal=_NULL)
-_CHOICE = _object(id=_COUNT, token=_TEXT, logprob=_NUMBER)
 _COMPLETION_LOGPROBS = _object(
     tokens=_list(_TEXT),
     token_logprobs=_list({"type": "number"}),
@@ -58,6 +55,7 @@ _MESSAGE["properties"] |= {
     "reasoning_content": _TEXT,
     "tool_calls": _list(_object(id=_TEXT, type={"const": "function"}, function=_object(name=_TEXT, arguments=_TEXT))),
 }
+_LIKELY = _object(id=_COUNT, token=_TEXT, logprob={"type": "number"})
 _MODEL = _object(id=_TEXT, object={"const": "model"}, created=_COUNT, owned_by=_TEXT)
 _ERROR = _object(error=_object(message=_TEXT, type=_TEXT, param=_maybe(_TEXT), code=_maybe(_TEXT)))
 
@@ -75,19 +73,19 @@ _SCHEMAS = {
         "chat.completion",
         _object(index=_COUNT, message=_MESSAGE, logprobs=_maybe(_CHAT_LOGPROBS), finish_reason=_FINISH),
     ),
-    "microscope": _object(
-        object={"const": "microscope"},
-        model=_TEXT,
-        tokens=_list(_object(id=_COUNT, token=_TEXT, text=_TEXT, logprob=_maybe(_NUMBER), likely=_list(_CHOICE))),
-        next=_list(_CHOICE),
-        experts=_list(_object(layer=_COUNT, index=_list(_list(_COUNT)), weight=_list(_list(_NUMBER)))),
-        map=_maybe(_object(kind={"enum": ["attention", "kept"]}, layer=_COUNT, head=_COUNT, cells=_TEXT)),
-        decay=_maybe(_list(_NUMBER)),
-        cache=_object(bytes=_COUNT, per_token=_COUNT, constant=_COUNT),
-    ),
     "models": _object(object={"const": "list"}, data=_list(_MODEL)),
     "model": _MODEL,
     "health": _object(status=_TEXT),
+    "view": _object(
+        object={"const": "moonlet.view"},
+        ids=_list(_COUNT),
+        tokens=_list(_TEXT),
+        logprobs=_list(_maybe({"type": "number"})),
+        likely=_list(_list(_LIKELY)),
+        next=_list(_LIKELY),
+        experts={"type": "object"},
+        cache=_object(bytes_per_token=_COUNT, bytes_constant=_COUNT),
+    ),
 }
 
 
@@ -107,7 +105,7 @@ _WRONG = (400, 404, 408, 413, 415, 429, 500, 503)
 ANSWERS: dict[str, dict[int | str, dict[str, Any]]] = {
     "completion": _responses("completion", *_WRONG),
     "chat": _responses("chat", *_WRONG),
-    "microscope": _responses("microscope", *_WRONG),
+    "view": _responses("view", *_WRONG),
     "models": _responses("models"),
     "model": _responses("model", 404),
     "health": _responses("health", 503),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from moonlet.generate.request import Grammar, Request
 from moonlet.generate.sample import SamplingParams
+from moonlet.model.model import CausalLM
 from moonlet.serve.driver import Driver
 from moonlet.serve.errors import bad
 from moonlet.serve.limits import Limits, option
@@ -24,8 +25,6 @@ from moonlet.text.chat.forms import ASSISTANT, END, SYSTEM, USER
 
 if TYPE_CHECKING:
     from moonlet.generate.grammar import Grammars
-    from moonlet.generate.microscope import CacheGrowth
-    from moonlet.model.model import CausalLM
 
 _COMPLETION_TOKENS = 16  # what the OpenAI interface draws where max_tokens is left out
 
@@ -36,25 +35,23 @@ class Served:
 
     Attributes:
         name: what clients call it.
+        model: its own, of which only the driver's thread may ask something.
         context: positions it has.
         vocab_size: rows of its embedding; ids of a prompt lie below.
         form: how it writes chats; None: it was trained on none.
         created: Unix time of its files.
-        network: the model itself; only its driver's thread computes with it.
-        growth: what its cache takes.
         facts: what a page may want to know of it, plain JSON.
         grammars: makes the grammars of its tokenizer, the same ones each time.
     """
 
     name: str
+    model: CausalLM
     tokenizer: Tokenizer
     driver: Driver
     context: int
     vocab_size: int
     form: ChatForm | None
     created: int
-    network: CausalLM
-    growth: CacheGrowth
     facts: dict[str, Any]
     grammars: Callable[[], Grammars]
 
@@ -98,11 +95,8 @@ def plan_completion(asked: CompletionRequest, served: Served, limits: Limits) ->
     prompts: list[tuple[int, ...]] = []
     echo: list[str] = []
     for prompt in asked.prompt:
-        if isinstance(prompt, str):
-            ids = [tokenizer.bos_id, *_encoded(tokenizer, prompt)]
-        else:
-            ids = _checked_ids(prompt, served)
-        prompts.append(tuple(ids))
+        ids = prompt_ids(prompt, served)
+        prompts.append(ids)
         if asked.echo:
             echo.append(prompt if isinstance(prompt, str) else tokenizer.decode(ids, skip_special=True))
     tokens = asked.max_tokens if asked.max_tokens is not None else _COMPLETION_TOKENS
@@ -190,19 +184,23 @@ def _params(
         raise bad(str(error)) from None
 
 
-def _encoded(tokenizer: Tokenizer, text: str) -> list[int]:
-    try:
-        return tokenizer.encode(text)
-    except ValueError as error:
-        raise bad(f"prompt: {error}", "prompt") from None
+def prompt_ids(prompt: str | Sequence[int], served: Served) -> tuple[int, ...]:
+    """What a model reads of a prompt: a text's ids behind [BOS], or the ids that were given.
 
-
-def _checked_ids(ids: Sequence[Any], served: Served) -> list[int]:
+    Raises:
+        ApiError: 400, an id that the tokenizer does not have, or no valid Unicode.
+    """
+    if isinstance(prompt, str):
+        try:
+            return (served.tokenizer.bos_id, *served.tokenizer.encode(prompt))
+        except ValueError as error:
+            raise bad(f"prompt: {error}", "prompt") from None
+    ids = tuple(prompt)
     wrong = next((index for index in ids if not 0 <= index < served.tokenizer.vocab_size), None)
     if wrong is not None:
         shown = wrong if abs(wrong) < 1 << 63 else "a huge number"
         raise bad(f"prompt holds token {shown}; the vocabulary is 0..{served.tokenizer.vocab_size - 1}", "prompt")
-    return list(ids)
+    return ids
 
 
 def _chat_tokens(asked: ChatRequest, prompt: int, served: Served, limits: Limits) -> tuple[int, str, bool]:

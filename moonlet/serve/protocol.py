@@ -33,9 +33,7 @@ _NOT_HERE = {
 _MOST_SHOWN = 80
 
 
-class Record(BaseModel):
-    """Nothing unknown, nothing of another kind."""
-
+class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
@@ -111,7 +109,7 @@ Bias = Annotated[
 ]
 
 
-class StreamOptions(Record):
+class StreamOptions(_Record):
     """How a stream ends."""
 
     include_usage: bool = False
@@ -120,7 +118,7 @@ class StreamOptions(Record):
     """No effect: chunks are never padded."""
 
 
-class Sampling(Record):
+class Sampling(_Record):
     """What both kinds of request have in common."""
 
     model: str | None = None
@@ -158,7 +156,19 @@ class CompletionRequest(Sampling):
     """Whether the answer begins with the prompt."""
 
 
-class JsonSchema(Record):
+class ViewRequest(_Record):
+    """POST /moonlet/microscope: a text to look at."""
+
+    prompt: Prompts
+    """One text, or its ids."""
+    model: str | None = None
+    layer: int | None = Field(None, ge=0)
+    head: int | None = Field(None, ge=0)
+    likely: int | None = Field(None, ge=0)
+    """Tokens told at each place; 10 where it is left out."""
+
+
+class JsonSchema(_Record):
     """A schema that the answer must follow."""
 
     name: str = "answer"
@@ -167,25 +177,25 @@ class JsonSchema(Record):
     strict: bool | None = None
 
 
-class ResponseFormat(Record):
+class ResponseFormat(_Record):
     """What kind of text the answer must be."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
 
-class FunctionName(Record):
+class FunctionName(_Record):
     name: str
 
 
-class NamedTool(Record):
+class NamedTool(_Record):
     """The one function that must be called."""
 
     type: Literal["function"]
     function: FunctionName
 
 
-class Function(Record):
+class Function(_Record):
     """A function that the model may call."""
 
     name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
@@ -194,16 +204,16 @@ class Function(Record):
     strict: bool | None = None
 
 
-class Tool(Record):
+class Tool(_Record):
     type: Literal["function"]
     function: Function
 
 
-class Thinking(Record):
+class Thinking(_Record):
     type: Literal["enabled", "disabled"]
 
 
-class TemplateSettings(Record):
+class TemplateSettings(_Record):
     thinking: bool | None = None
     enable_thinking: bool | None = None
 

@@ -12,7 +12,6 @@ import ipaddress
 import logging
 import signal
 import socket
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +19,8 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.config import LOGGING_CONFIG
 
+# Longer than clients keep an idle connection (5 s is usual): else a request may meet its connection being closed.
+_KEEP_ALIVE = 30
 _GRACE = 3.0  # seconds for the last bytes, beyond what live requests have
 
 
@@ -41,19 +42,13 @@ class _Server(uvicorn.Server):
         await draining
 
 
-def run(app: FastAPI, host: str, port: int, ready: Callable[[str], None]) -> None:
+def run(app: FastAPI, listening: socket.socket, ready: Callable[[str], None]) -> None:
     """Serve until a signal says to stop.
 
     Args:
-        port: 0 takes any that is free.
+        listening: of `listen`.
         ready: called with the address once requests are answered.
-
-    Raises:
-        OSError: the address is in use, or not this machine's.
     """
-    listening = _listen(host, port)
-    # While many tokens are drawn a second, 5 ms of waiting for the interpreter's lock is most of a short answer.
-    sys.setswitchinterval(0.001)
     config = uvicorn.Config(
         app,
         log_config=_logging(),
@@ -61,10 +56,11 @@ def run(app: FastAPI, host: str, port: int, ready: Callable[[str], None]) -> Non
         server_header=False,
         proxy_headers=False,
         lifespan="on",
+        timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=int(app.state.service.limits.drain_seconds + _GRACE),
     )
-    shown = f"[{host}]" if ":" in host else host
-    server = _Server(config, app, lambda: ready(f"http://{shown}:{listening.getsockname()[1]}"))
+    host, port = listening.getsockname()[:2]
+    server = _Server(config, app, lambda: ready(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"))
     # uvicorn raises the signal again when it has stopped; being asked to stop is no failure.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _nothing)
@@ -81,7 +77,12 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A socket for `run`; 0 takes any port that is free.
+
+    Raises:
+        ValueError: the address is in use, or not this machine's.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except socket.gaierror as error:

@@ -111,16 +111,18 @@ def turn_grammar(
     Raises:
         ApiError: 400, a schema that is none or that cannot be kept.
     """
+    from moonlet.generate.grammar import MAX_CALLS
+
     if wanted.tools:
         try:
             return grammars.tool_calls(
                 [_kept(tool, grammars) for tool in wanted.tools],
                 form,
                 choice="required" if wanted.must else "auto",
-                **({} if wanted.several else {"most": 1}),
-                **({} if wanted.must or wanted.content is None else {"content": wanted.content}),
+                most=MAX_CALLS if wanted.several else 1,
                 calls_before=calls_before,
                 thinking=thinking,
+                content=wanted.content,
             )
         except ValueError as error:
             raise bad(f"tools: {_line(error)}", "tools") from None
@@ -159,13 +161,15 @@ def _kept(tool: Tool, grammars: Grammars) -> Tool:
     """The tool, its arguments any object where its own schema cannot be kept and need not be."""
     function = tool["function"]
     schema = function.get("parameters")
-    if schema is None or function.get("strict"):
-        return declared([tool])[0]
+    if schema is None:
+        return tool
     try:
         grammars.json_schema({**_ANY_OBJECT, **schema})
-    except ValueError:
+    except ValueError as error:
+        if function.get("strict"):
+            raise ValueError(f"tool {function['name']!r}: {error}") from None
         return {"type": "function", "function": {"name": function["name"], "parameters": _ANY_OBJECT}}
-    return declared([tool])[0]
+    return tool
 
 
 def _line(error: Exception) -> str:

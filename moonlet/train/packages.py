@@ -25,6 +25,8 @@ _OPTIONAL = (
     ("tensorboard", "TensorBoard", '"moonlet[tensorboard]"'),
     ("wandb", "Weights & Biases", '"moonlet[wandb]"'),
     ("lm-eval", "lm-eval tasks", '"moonlet[lm-eval]"'),
+    ("fastapi", "moonlet serve", '"moonlet[serve]"'),
+    ("ipywidgets", "prompt box in notebooks", '"moonlet[notebook]"'),
     ("transformers", "other people's models", "transformers"),
     ("flash-attn", "attention on NVIDIA GPUs", "flash-attn"),
     ("flash-linear-attention", "linear attention on GPUs", "flash-linear-attention"),

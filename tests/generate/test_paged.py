@@ -33,6 +33,12 @@ def paged(model: CausalLM, block: int, seed: int = 0) -> PagedCache:
     return cache
 
 
+def feed(step: NativeStep, rows: list[tuple[int, int, int]], wanted: list[int], cache: PagedCache) -> torch.Tensor:
+    """Rows of (token, position, text)."""
+    tokens, positions, texts = (list(column) for column in zip(*rows, strict=True))
+    return step.feed(tokens, positions, texts, wanted, cache)
+
+
 @pytest.mark.skipif(library("decode") is None, reason=why_not("decode"))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("block", [1, 3, 8, 32])
@@ -47,18 +53,16 @@ def test_the_native_step_reads_blocks_to_the_bit(
     want = step.read(texts, whole)
     # Some texts are read at once, some in two calls beside others.
     first = [(t, n, i) for i in (2, 0) for n, t in enumerate(texts[i][: 7 + i])]
-    assert step.feed(first, [], cache).shape == (0, 61)
+    assert feed(step, first, [], cache).shape == (0, 61)
     rest = [(t, n, i) for i in range(4) for n, t in enumerate(texts[i]) if (t, n, i) not in first]
     ends = [k for k, (_, n, i) in enumerate(rest) if n + 1 == LENGTHS[i]]
-    got = step.feed(rest, ends, cache)
-    read = [rest[k][2] for k in ends]
-    assert torch.equal(got, want[read])
+    assert torch.equal(feed(step, rest, ends, cache), want[[rest[k][2] for k in ends]])
     for _ in range(10):
         tokens = want.argmax(-1)
         lengths = whole.lengths.tolist()
         want = step(tokens, whole)
         backwards = [(int(tokens[i]), lengths[i], i) for i in (3, 2, 1, 0)]
-        assert torch.equal(step.feed(backwards, [0, 1, 2, 3], cache), want.flip(0))
+        assert torch.equal(feed(step, backwards, [0, 1, 2, 3], cache), want.flip(0))
 
 
 @pytest.mark.parametrize("changes", MIXERS.values(), ids=MIXERS)

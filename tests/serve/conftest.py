@@ -14,6 +14,7 @@ import httpx
 import pytest
 import uvicorn
 
+from moonlet.generate.batch import Engine as BatchEngine
 from moonlet.serve.app import create_app
 from moonlet.serve.driver import Engine
 from moonlet.serve.limits import Limits
@@ -21,7 +22,6 @@ from moonlet.serve.models import serve_model
 from moonlet.serve.plan import Served
 from moonlet.text import ByteTokenizer
 from moonlet.text.chat import form_named
-from tests.serve.standin import PlainEngine
 
 URL = "http://127.0.0.1"
 
@@ -41,6 +41,11 @@ def model(tiny_model: Callable[..., Any], tokenizer: ByteTokenizer) -> Any:
 Make = Callable[..., Served]
 
 
+def tiny_engine(model: Any, tokenizer: ByteTokenizer, slots: int) -> Engine:
+    """The engine that the tests serve."""
+    return BatchEngine(model, tokenizer, slots=slots)
+
+
 @pytest.fixture(scope="session")
 def served(model: Any, tokenizer: ByteTokenizer) -> Make:
     """served(...): the tiny model with an engine of its own; `engine` builds another one."""
@@ -53,7 +58,7 @@ def served(model: Any, tokenizer: ByteTokenizer) -> Make:
         form: str | None = "k2-0905",
         engine: Callable[[], Engine] | None = None,
     ) -> Served:
-        build = engine or (lambda: PlainEngine(model, tokenizer, slots=slots))
+        build = engine or (lambda: tiny_engine(model, tokenizer, slots))
         chosen = None if form is None else form_named(form)
         return serve_model(name, model, tokenizer, build, slots=slots, limits=limits or Limits(), form=chosen)
 
@@ -77,7 +82,9 @@ def on_socket(app: Any) -> Iterator[str]:
     """The address of an application that listens on 127.0.0.1, in a thread of its own."""
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5)
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, timeout_keep_alive=30, timeout_graceful_shutdown=5
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])), daemon=True)
     thread.start()

@@ -449,7 +449,7 @@ def test_the_microscope_shows_what_happened(open_page: Open) -> None:
 def test_experts_come_while_tokens_do(open_page: Open) -> None:
     page = open_page()
     looks = asked(page, "/moonlet/microscope")
-    scope(page, "abc", 600)
+    scope(page, "abc", 400)
     lengths = [len(look["prompt"]) for look in looks[1:]]
     assert len(lengths) >= 2
     assert lengths == sorted(lengths)
@@ -533,10 +533,19 @@ def test_no_text_is_more_than_text(open_page: Open) -> None:
 
     def look(route: Any) -> None:
         likely = [{"id": 5, "token": payload, "logprob": -0.1}]
-        token = {"id": 5, "token": payload, "text": payload, "logprob": -1.0, "likely": likely}
-        body = {"tokens": [token, token], "next": likely, "experts": [], "decay": None,
-                "map": {"kind": "attention", "layer": 0, "head": 0, "cells": "/wD//w=="},
-                "cache": {"bytes": 1, "per_token": 1, "constant": 0}}  # fmt: skip
+        body = {
+            "ids": [5, 5],
+            "tokens": [payload] * 2,
+            "texts": [payload] * 2,
+            "logprobs": [None, -1.0],
+            "likely": [[], likely],
+            "next": likely,
+            "experts": {},
+            "layer": 0,
+            "head": 0,
+            "attention": [[1], [0.5, 0.5]],
+            "cache": {"bytes_per_token": 1, "bytes_constant": 0},
+        }
         route.fulfill(json=body)
 
     def chat(route: Any) -> None:

@@ -209,11 +209,11 @@ TRAVERSALS = [
 def test_no_path_leaves_the_pages_folder(served: Make, tmp_path: Path) -> None:
     folder = tmp_path / "page"
     (folder / "deep").mkdir(parents=True)
-    (tmp_path / "secret.html").write_text("secret")
+    (tmp_path / "secret.html").write_text("hidden words")
     (folder / "index.html").write_text("index")
     (folder / "deep" / "a.js").write_text("script")
-    (folder / ".hidden.js").write_text("secret")
-    (folder / "notes.py").write_text("secret")
+    (folder / ".hidden.js").write_text("hidden words")
+    (folder / "notes.py").write_text("hidden words")
     (folder / "link.html").symlink_to(tmp_path / "secret.html")
     files = page_files(folder)
     assert [file.path for file in files] == ["/deep/a.js", "/"]
@@ -224,7 +224,7 @@ def test_no_path_leaves_the_pages_folder(served: Make, tmp_path: Path) -> None:
         for path in TRAVERSALS:
             answer = await client.get(httpx.URL("http://127.0.0.1").copy_with(raw_path=path.encode()))
             assert answer.status_code in (400, 404), path
-            assert "secret" not in answer.text.replace("'secret.html", "")
+            assert "hidden words" not in answer.text
             assert "root:" not in answer.text
 
     assert len(TRAVERSALS) > 200

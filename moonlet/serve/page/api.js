@@ -15,8 +15,20 @@ export async function models(signal) {
   return (await (await ask("/v1/models", null, signal)).json()).data;
 }
 
+// What was seen of a text, by token and by layer; its map as bytes, 255 sqrt(weight), T x T.
 export async function microscope(body, signal) {
-  return (await ask("/moonlet/microscope", body, signal)).json();
+  const seen = await (await ask("/moonlet/microscope", body, signal)).json();
+  const T = seen.ids.length, rows = seen.attention ?? seen.kept, cells = rows && new Uint8Array(T * T);
+  rows?.forEach((row, t) => row.forEach((weight, s) => { cells[t * T + s] = Math.round(255 * Math.sqrt(weight)); }));
+  return {
+    tokens: seen.ids.map((id, t) => ({
+      id, token: seen.tokens[t], text: seen.texts[t], logprob: seen.logprobs[t], likely: seen.likely[t],
+    })),
+    experts: Object.entries(seen.experts).map(([layer, {chosen, weights}]) => ({layer, index: chosen, weight: weights})),
+    map: rows && {kind: seen.kept ? "kept" : "attention", layer: seen.layer, head: seen.head, cells},
+    decay: seen.decay?.map((row) => row.reduce((sum, one) => sum + one, 0) / row.length),
+    cache: {per_token: seen.cache.bytes_per_token, constant: seen.cache.bytes_constant},
+  };
 }
 
 // The chunks of a stream, one after another; ends where the server says [DONE].

@@ -204,7 +204,7 @@ function take(of, seen) {
     of.tokens[t] = {...token, given: first || before?.given === true};
   });
   view = seen;
-  cells = seen.map && Uint8Array.from(atob(seen.map.cells), (one) => one.charCodeAt(0));
+  cells = seen.map.cells;
   complain($("scope-error"), null);
   $("scope-welcome").hidden = true;
   arrived();
