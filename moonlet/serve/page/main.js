@@ -8,10 +8,11 @@ import {buildWrite, refresh, stop} from "./write.js";
 
 const THEMES = ["auto", "light", "dark"];
 const SIGNS = {auto: "◐", light: "☀\uFE0E", dark: "☾\uFE0E"};
+const WIDE = window.matchMedia("(min-width: 60rem)");
 const VIEWS = ["write", "microscope"];
 let cards = [];
 // Whether settings are shown, by view: the microscope needs the room.
-const open = {write: window.matchMedia("(min-width: 60rem)").matches, microscope: false};
+const open = {write: WIDE.matches, microscope: false};
 
 const card = (name) => cards.find((one) => one.id === name);
 
@@ -63,7 +64,10 @@ function build() {
       $(`tab-${other}`).focus();
     });
   }
-  $("open-settings").addEventListener("click", () => settings(!document.body.classList.contains("settings-open")));
+  $("open-settings").addEventListener("click", () => {
+    settings(!document.body.classList.contains("settings-open"));
+    if (!WIDE.matches) window.scrollTo(0, 0); // there they stand above the text
+  });
   view("write");
   document.addEventListener("keydown", (event) => {
     if (event.key !== "Escape" || $("key-dialog").open) return;

@@ -8,7 +8,7 @@ const SAMPLING = [
   ["top_p", "Top-p", "range", 0.95, 0.05, 1, 0.01, 1],
   ["min_p", "Min-p", "range", 0, 0, 0.5, 0.01, 0],
   ["top_k", "Top-k (0: all)", "number", 0, 0, 1000000, 1, 0],
-  ["max_tokens", "Longest answer, tokens", "number", 200, 1, 1000000, 1],
+  ["max_tokens", "Longest answer, tokens", "number", 256, 1, 1000000, 1],
   ["seed", "Seed (empty: any)", "number", "", 0, 2 ** 53 - 1, 1, ""],
 ];
 const PENALTIES = [

@@ -171,7 +171,8 @@ export class TokenText {
       }));
     pop.hidden = false;
     const here = this.spans[t].lastChild.getClientRects()[0];
-    const width = pop.offsetWidth, room = document.documentElement.clientWidth;
+    // Within the text where it is wide enough: what is beside it belongs to the same token.
+    const width = pop.offsetWidth, room = Math.min(document.documentElement.clientWidth, this.place.getBoundingClientRect().right + 8);
     pop.style.left = `${Math.max(8, Math.min(here.left, room - width - 8)) + window.scrollX}px`;
     const below = here.bottom + 3 + pop.offsetHeight < window.innerHeight || here.top < pop.offsetHeight;
     pop.style.top = `${(below ? here.bottom + 3 : here.top - pop.offsetHeight - 3) + window.scrollY}px`;
