@@ -147,6 +147,7 @@ def _load(
     from moonlet.generate.batch import Engine
     from moonlet.serve.models import serve_model
     from moonlet.text.chat import form_of, mark_ids
+    from moonlet.text.chat.detect import template_of
 
     folder = model_folder(path)
     model, tokenizer = load(path, device, notice=_say)
@@ -154,7 +155,8 @@ def _load(
     chosen: ChatForm | None = None
     try:
         chosen = form_of(folder, form)
-        if form is None and set(chosen.marks) - set(mark_ids(tokenizer)):
+        # Every tokenizer of ours has the marks; a model that was trained on chats comes with a template.
+        if form is None and (template_of(folder) is None or set(chosen.marks) - set(mark_ids(tokenizer))):
             chosen = None
     except ValueError:
         if form is not None:

@@ -63,11 +63,12 @@ class CompletionAnswer:
         }
 
     def _told(self, events: list[Event]) -> Piece:
-        told: Piece = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        told: Piece = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": [], "token_ids": []}
         for event in events:
             assert event.drawn is not None
             text = spelt(event.drawn.token, self._tokenizer)
             told["tokens"].append(text)
+            told["token_ids"].append(event.drawn.token)
             told["token_logprobs"].append(event.drawn.logprob)
             told["top_logprobs"].append({spelt(one.token, self._tokenizer): one.logprob for one in event.likely})
             told["text_offset"].append(self._offset)

@@ -1,14 +1,16 @@
 """POST /moonlet/microscope: one text looked at from inside, as plain JSON for a page.
 
     request    model, prompt (a text, or ids), layer, head, likely
-    answer     of T tokens: ids, tokens, logprobs, likely [T], next; by layer experts {chosen [T, A], weights [T, A]};
-               of the head asked for attention (row t has t + 1 numbers), or decay [T, K] and kept (as attention)
+    answer     of T tokens: ids, tokens, texts (joined they are the text), logprobs, likely [T], next; by layer experts
+               {chosen [T, A], weights [T, A]}; of the head asked for attention (row t has t + 1 numbers), or
+               decay [T, K] and kept (as attention)
 
 The view is taken in the engine's thread, between two of its steps, since it listens to the same layers.
 """
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from torch import Tensor
@@ -40,13 +42,15 @@ async def view(asked: ViewRequest, served: Served, limits: Limits) -> dict[str, 
     seen = await served.driver.call(
         lambda: look(model, ids, layer, head, k=many, vocabulary=tokenizer.vocab_size)
     )  # fmt: skip
-    return {"object": "moonlet.view", "model": served.name, **_told(seen, served.tokenizer), "cache": _cache(served)}
+    told = await asyncio.to_thread(_told, seen, tokenizer)  # a large map takes a while to write
+    return {"object": "moonlet.view", "model": served.name, **told, "cache": _cache(served)}
 
 
 def _told(view: View, tokenizer: Tokenizer) -> dict[str, Any]:
     told: dict[str, Any] = {
         "ids": list(view.ids),
         "tokens": [spelt(token, tokenizer) for token in view.ids],
+        "texts": _texts(view.ids, tokenizer),
         "logprobs": list(view.logprobs),
         "likely": [_likely(place, tokenizer) for place in view.likely],
         "next": _likely(view.next, tokenizer),
@@ -62,6 +66,14 @@ def _told(view: View, tokenizer: Tokenizer) -> dict[str, Any]:
     if view.decay is not None:
         told |= {"decay": _rounded(view.decay), "kept": _lower(view.kept())}
     return told
+
+
+def _texts(ids: tuple[int, ...], tokenizer: Tokenizer) -> list[str]:
+    """What each token adds to the text; special tokens are spelt out."""
+    stream = tokenizer.detokenizer(skip_special=False)
+    texts = [stream.push(token) for token in ids]
+    texts[-1] += stream.finish()
+    return texts
 
 
 def _likely(found: tuple[Likely, ...], tokenizer: Tokenizer) -> list[dict[str, Any]]:

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from moonlet.generate.microscope import heads
+from moonlet.model.count import full_cache_bytes_per_token
 from moonlet.model.model import CausalLM
 from moonlet.serve.driver import Driver, Engine
 from moonlet.serve.limits import Limits
@@ -69,16 +71,17 @@ def serve_model(
 
 
 def _facts(model: CausalLM) -> dict[str, Any]:
-    """What a page draws: how many layers of which kind, heads, experts."""
+    """What a page draws: kinds and heads of the layers, experts, bytes a token of a cache of whole keys and values."""
     config = model.config
     linear = config.linear_attn_config
     kda = set() if linear is None else set(linear.kda_layers)
     return {
         "layers": ["kda" if layer + 1 in kda else "attention" for layer in range(config.num_hidden_layers)],
-        "heads": config.num_attention_heads,
+        "heads": [heads(model, layer) for layer in range(config.num_hidden_layers)],
         "experts": config.n_routed_experts,
         "experts_per_token": config.num_experts_per_tok,
         "vocab_size": config.vocab_size,
+        "full_cache": full_cache_bytes_per_token(config, model.dtype.itemsize),
     }
 
 

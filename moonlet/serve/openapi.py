@@ -48,6 +48,7 @@ _COMPLETION_LOGPROBS = _object(
     token_logprobs=_list({"type": "number"}),
     top_logprobs=_list({"type": "object", "additionalProperties": {"type": "number"}}),
     text_offset=_list(_COUNT),
+    token_ids=_list(_COUNT),
 )
 _MESSAGE = _object(role={"const": "assistant"}, content=_maybe(_TEXT), refusal=_NULL)
 _MESSAGE["properties"] |= {

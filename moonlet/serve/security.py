@@ -137,7 +137,9 @@ class Guard:
         if scope["method"] == "OPTIONS" and self._foreign(headers) is not None:
             return  # a browser asks without credentials whether it may
         if self._key is not None and scope["path"] not in OPEN_PATHS and not self._has_key(headers):
-            scheme = "Bearer" if scope["path"].startswith("/v1/") else 'Basic realm="moonlet", charset="UTF-8"'
+            # What the page itself asks gets no dialog of the browser's: the page has a field for the key.
+            asked = scope["path"].startswith(("/v1/", "/moonlet/"))
+            scheme = "Bearer" if asked else 'Basic realm="moonlet", charset="UTF-8"'
             raise ApiError(
                 401,
                 "the API key is missing or wrong; send it as Authorization: Bearer KEY",
