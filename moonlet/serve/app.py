@@ -26,6 +26,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from moonlet import __version__
+from moonlet.serve.driver import SHUTTING_DOWN
 from moonlet.serve.errors import ApiError, bad
 from moonlet.serve.limits import Limits, option
 from moonlet.serve.metrics import CONTENT_TYPE, Metrics
@@ -50,7 +51,7 @@ class Service:
         assert models, "a server serves at least one model"
         self.models = {model.name: model for model in models}
         self.limits, self.metrics = limits, Metrics()
-        self._live = 0
+        self._live, self._closed = 0, False
         # Encoding and compiling schemas: off the event loop, and never more than two at once.
         self._pool = ThreadPoolExecutor(2, "moonlet-plan")
 
@@ -116,6 +117,8 @@ class Service:
 
     def _enter(self) -> Callable[[], None]:
         """Take one of the places for requests under way; what is returned gives it back."""
+        if self._closed:
+            raise ApiError(503, SHUTTING_DOWN, code="shutting_down")
         if self._live >= self.limits.live:
             raise ApiError(
                 429,
@@ -158,6 +161,7 @@ class Service:
 
     def close(self) -> None:
         """End the engines' threads."""
+        self._closed = True
         for model in self.models.values():
             model.driver.close()
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -221,6 +221,17 @@ def test_what_is_live_is_finished_before_the_server_stops(served: Make) -> None:
     assert "[DONE]" not in cut.text
 
 
+def test_a_request_that_comes_after_the_end_is_told_so(served: Make) -> None:
+    async def main() -> httpx.Response:
+        app = create_app([served()], page=())
+        async with in_process(app) as http:
+            app.state.service.close()
+            return await http.post("/v1/completions", json=body())
+
+    answer = asyncio.run(main())
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shutting_down")
+
+
 def test_the_queue_and_the_live_requests_are_bounded(served: Make) -> None:
     def statuses(limits: Limits) -> list[int]:
         one = served(slots=2, engine=lambda: Scripted(2, pause=0.01), limits=limits)

@@ -9,7 +9,12 @@ export const percent = (logprob) => {
   return p >= 10 ? `${p.toFixed(0)} %` : p >= 0.1 ? `${p.toFixed(1)} %` : p >= 0.001 ? `${p.toFixed(3)} %` : "< 0.001 %";
 };
 
-export const visible = (text) => text.replaceAll("\n", "↵").replaceAll("\t", "⇥") || "∅";
+// What has no width could neither be seen nor pointed at: control characters as their pictures, the others as a dot.
+const spelt = (text) => text
+  .replace(/[\0-\x08\x0b-\x1f]/g, (c) => String.fromCharCode(0x2400 + c.charCodeAt(0)))
+  .replace(/[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufeff]/g, "·");
+
+export const visible = (text) => spelt(text).replaceAll("\n", "↵").replaceAll("\t", "⇥") || "∅";
 
 export class TokenText {
   // place: where tokens go. pick(t): one was pointed at. branch(t, choice): another was chosen in its place.
@@ -41,7 +46,7 @@ export class TokenText {
       if (span.shown === token) return;
       span.shown = token;
       // A part of a character has no text of its own until the rest has come.
-      const text = token.text || token.token.replace(/^bytes:/, "");
+      const text = spelt(token.text || token.token.replace(/^bytes:/, ""));
       const broken = text.includes("\n");
       const shown = broken ? text.replaceAll("\n", "↵\n") : text;
       const word = shown.trimStart();
