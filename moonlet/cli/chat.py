@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from moonlet.cli.conversation import Conversation
-    from moonlet.text import Tokenizer
-    from moonlet.text.chat import ChatForm, Delta
+    from moonlet.text.chat import Delta
 
 _HELP = """\
 /help               this list
@@ -83,32 +82,16 @@ def chat(
     from moonlet.folder import load, model_folder
     from moonlet.generate import lay_out
     from moonlet.ops.allocator import keep_freed_memory
+    from moonlet.text.chat.detect import trained_form
 
     keep_freed_memory()
     if story and chat_form is not None:
         raise ValueError("--story and --chat-form exclude each other; give one of them")
     model, tokenizer = load(path, notice=lambda line: print(f"moonlet: {line}", file=sys.stderr))
-    form = None if story else _form(model_folder(path), tokenizer, chat_form)
+    form = None if story else trained_form(model_folder(path), tokenizer, chat_form)
     lay_out(model)
     conversation = Conversation(model, tokenizer, form, params, system=system, thinking=thinking)
     _Terminal(conversation, Console(highlight=False), sys.stdin.isatty()).run()
-
-
-def _form(folder: Path, tokenizer: Tokenizer, chosen: str | None) -> ChatForm | None:
-    """The form of a model that was trained on chats; None for one that was not.
-
-    Its configuration alone proves nothing, since a model of stories has the same: its tokenizer must name the marks of
-    chats, or its folder hold a template.
-    """
-    from moonlet.text.chat import form_of
-    from moonlet.text.chat.detect import template_of
-    from moonlet.text.chat.forms import END
-
-    if chosen is not None:
-        return form_of(folder, chosen)
-    if END not in tokenizer.specials and template_of(folder) is None:
-        return None
-    return form_of(folder)
 
 
 class _Terminal:

@@ -146,17 +146,16 @@ def _load(
     from moonlet.generate import lay_out
     from moonlet.generate.batch import Engine
     from moonlet.serve.models import serve_model
-    from moonlet.text.chat import form_of, mark_ids
-    from moonlet.text.chat.detect import template_of
+    from moonlet.text.chat import mark_ids
+    from moonlet.text.chat.detect import trained_form
 
     folder = model_folder(path)
     model, tokenizer = load(path, device, notice=_say)
     lay_out(model)
     chosen: ChatForm | None = None
     try:
-        chosen = form_of(folder, form)
-        # Every tokenizer of ours has the marks; a model that was trained on chats comes with a template.
-        if form is None and (template_of(folder) is None or set(chosen.marks) - set(mark_ids(tokenizer))):
+        chosen = trained_form(folder, tokenizer, form)
+        if form is None and chosen is not None and set(chosen.marks) - set(mark_ids(tokenizer)):
             chosen = None
     except ValueError:
         if form is not None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from moonlet.cli.chat import _form, _Terminal
+from moonlet.cli.chat import _Terminal
 from moonlet.cli.conversation import Conversation
 from moonlet.cli.main import main
 from moonlet.folder import save
@@ -19,6 +19,7 @@ from moonlet.generate import SamplingParams, complete, stream_ids
 from moonlet.model.model import CausalLM
 from moonlet.text import ByteTokenizer
 from moonlet.text.chat import ChatForm, Delta, form_named, mark_ids, parse_ids, render, to_ids
+from moonlet.text.chat.detect import trained_form
 
 BYTES = ByteTokenizer()
 K2 = form_named("k2-0905")
@@ -167,8 +168,8 @@ def test_instructions_need_a_chat_form(model: CausalLM) -> None:
 
 
 def test_a_model_of_stories_has_no_form_unless_one_is_chosen(folder: Path) -> None:
-    assert _form(folder, BYTES, None) is None
-    chosen = _form(folder, BYTES, "k2")
+    assert trained_form(folder, BYTES, None) is None
+    chosen = trained_form(folder, BYTES, "k2")
     assert chosen is not None
     assert chosen.name == "k2"
 

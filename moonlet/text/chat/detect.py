@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from moonlet.config.json_file import read_json
-from moonlet.text.chat.forms import FORMS, MIDDLE, THINK, ChatForm, form_named
+from moonlet.text.chat.forms import END, FORMS, MIDDLE, THINK, ChatForm, form_named
+from moonlet.text.tokenizer import Tokenizer
 
 _TEMPLATE, _TOKENIZER, _CONFIG = "chat_template.jinja", "tokenizer_config.json", "config.json"
 _DEFAULT = re.compile(r"<\|im_system\|>system<\|im_middle\|>([^<{]+)<\|im_end\|>")
@@ -48,6 +49,20 @@ def form_of(source: Path | str | Mapping[str, Any], choice: str | ChatForm | Non
     if found is None:
         raise ValueError(f"{where} does not say which chat form its model was trained with; choose one of {_names()}")
     return found
+
+
+def trained_form(folder: Path, tokenizer: Tokenizer, choice: str | None = None) -> ChatForm | None:
+    """The chat form of a model that was trained on chats, or the one chosen; None for one that only continues texts.
+
+    A configuration alone proves nothing, since a model of stories has the same: the tokenizer must name the marks of
+    chats, or the folder hold a template.
+
+    Raises:
+        ValueError: the choice is unknown, or a chat model does not say which form it has.
+    """
+    if choice is None and END not in tokenizer.specials and template_of(folder) is None:
+        return None
+    return form_of(folder, choice)
 
 
 def template_of(folder: Path) -> str | None:
