@@ -116,6 +116,14 @@ class LlamaSession:
         seconds = time.perf_counter() - begin
         return np.stack(out, 1).tolist(), seconds
 
+    def first(self, prompt: list[int]) -> float:
+        """Seconds to the first token of one sequence."""
+        self.clear()
+        begin = time.perf_counter()
+        self._feed([(token, at, 0, at == len(prompt) - 1) for at, token in enumerate(prompt)])
+        self._logits(len(prompt) - 1).argmax()
+        return time.perf_counter() - begin
+
     def _feed(self, entries: list[tuple[int, int, int, bool]]) -> None:
         batch = self._batch
         batch.n_tokens = len(entries)
@@ -158,6 +166,12 @@ class LlamaWorker:
         """As `LlamaSession.decode`; the session is kept for the next call of the same size."""
         answer = self._ask({"prompt": prompt, "tokens": tokens, "rows": rows, "threads": threads, "exact": exact})
         return answer["tokens"], answer["seconds"]
+
+    def first(self, prompt: list[int], threads: int) -> float:
+        """As `LlamaSession.first`."""
+        seconds: float = self._ask({"prompt": prompt, "tokens": 0, "rows": 1, "threads": threads, "exact": False,
+                                    "first": True})["seconds"]  # fmt: skip
+        return seconds
 
     def logits(self, prompt: list[int]) -> NDArray[np.float32]:
         """Logits after a prompt, [vocabulary], attention in fp32."""
@@ -215,6 +229,8 @@ def serve(file: Path, repack: bool) -> None:
             if ask.get("logits"):
                 sessions[key].clear()
                 say({"logits": sessions[key].prefill(ask["prompt"])[0].tolist()})
+            elif ask.get("first"):
+                say({"seconds": sessions[key].first(ask["prompt"])})
             else:
                 tokens, seconds = sessions[key].decode(ask["prompt"], ask["tokens"])
                 say({"tokens": tokens, "seconds": seconds})

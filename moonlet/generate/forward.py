@@ -48,8 +48,9 @@ class Forward:
         """
         together = [portion for portion in portions if not self._alone(portion[0])]
         logits = [self._native(together)] if together else []
-        with not_training(self._model):
-            logits += [self._one(text, count) for text, count in portions[len(together) :]]
+        if len(together) < len(portions):  # walking through the model's modules takes longer than drawing a token
+            with not_training(self._model):
+                logits += [self._one(text, count) for text, count in portions[len(together) :]]
         some = [rows for rows in logits if len(rows)]
         if len(some) == 1:
             return some[0]
