@@ -100,7 +100,7 @@ def start_llama(model: CausalLM, folder: Path, kinds: Sequence[str]) -> dict[str
             try:
                 file = folder / f"{kind}.gguf"
                 workers[name] = LlamaWorker(file if file.is_file() else write_gguf(model, file, kind), repack)
-                workers[name].decode(PROMPT_IDS, 1, 1, 1)
+                workers[name].decode([PROMPT_IDS], 1, 1)
             except ValueError as error:
                 print(f"llama.cpp, {name}: left out ({error})", file=sys.stderr, flush=True)
                 workers.pop(name, None)
@@ -122,7 +122,7 @@ def compare(model: CausalLM, workers: dict[str, LlamaWorker], tokens: int = 16) 
     lines = []
     for name, worker in workers.items():
         error = float(abs(worker.logits(PROMPT_IDS) - want).max() / abs(want).max())
-        theirs = worker.decode(PROMPT_IDS, tokens - 1, 1, 1, exact=True)[0][0]
+        theirs = worker.decode([PROMPT_IDS], tokens - 1, 1, exact=True)[0][0]
         same = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b), tokens)
         if name.startswith("F32") and error > _NEAR:
             raise ValueError(f"llama.cpp, {name}, computes something else: its logits are off by {error:.1e}")

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import gc
 import os
+import random
+import string
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -45,10 +47,21 @@ class Task:
     rows: int
     tokens: int
     threads: tuple[int, ...]  # numbers of threads that are tried
+    alike: bool = True  # whether all rows begin alike, and so go on alike and meet the same experts
 
     def prompts(self) -> Tensor:
-        """[rows, T], equal rows."""
-        return torch.tensor([PROMPT_IDS] * self.rows)
+        """[rows, T]"""
+        if self.alike:
+            return torch.tensor([PROMPT_IDS] * self.rows)
+        texts = prompt_texts(len(PROMPT_IDS), seed=0)
+        return torch.tensor([[BYTES.bos_id, *BYTES.encode(next(texts))] for _ in range(self.rows)])
+
+
+def prompt_texts(tokens: int, seed: int) -> Iterator[str]:
+    """Texts without end, all different, each of so many tokens, [BOS] included."""
+    letters = random.Random(seed)
+    while True:
+        yield "".join(letters.choices(string.ascii_letters, k=tokens - 1))
 
 
 @dataclass
@@ -224,20 +237,23 @@ def transformers_generate(task: Task, loop: Entry) -> Entry:
 # llama.cpp
 
 
-def llama_candidates(task: Task, workers: dict[str, Any], kind: str) -> Iterator[Callable[[], Entry]]:
+def llama_candidates(
+    task: Task, workers: dict[str, Any], kind: str, reading: bool = False
+) -> Iterator[Callable[[], Entry]]:
     """Each number of threads, and both layouts of the weights.
 
     Args:
+        reading: whether the time of reading the prompts counts.
         workers: processes by name, "KIND" and "KIND, as stored" (llama.cpp may order weights anew when it loads them).
     """
-    widths = {"F32": 4.0, "BF16": 2.0, "Q8_0": 34 / 32, "Q4_0": 18 / 32}
+    widths = {"F32": 4.0, "BF16": 2.0, "Q8_0": 34 / 32, "Q4_0": 18 / 32, "BF16+Q4_0": 2.0}
     names = [name for name in workers if name.partition(",")[0] == kind]
     for name, threads in product(names, task.threads):
 
         def make(name: str = name, threads: int = threads) -> Entry:
             def run(tokens: int) -> float:
-                _, seconds = workers[name].decode(PROMPT_IDS, tokens, task.rows, threads)
-                return task.rows * tokens / seconds
+                _, read, seconds = workers[name].decode(task.prompts().tolist(), tokens, threads)
+                return task.rows * tokens / (read + seconds if reading else seconds)
 
             return Entry("llama.cpp", f"llama.cpp, {name}", widths[kind], threads, run)
 

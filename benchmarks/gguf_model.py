@@ -20,12 +20,13 @@ def write_gguf(model: CausalLM, file: Path, kind: str = "BF16") -> Path:
     """Write `model` to `file` and return it.
 
     Args:
-        kind: of matrices; vectors and routers are fp32.
+        kind: of matrices; vectors and routers are fp32. "BF16+Q4_0": of the routed experts another.
 
     Raises:
         ValueError: gguf is missing, an unknown kind, or a model that llama.cpp has no form for.
     """
-    return write(model, None, file, kind).path
+    kind, _, experts = kind.partition("+")
+    return write(model, None, file, kind, experts=experts or None).path
 
 
 def check(model: CausalLM) -> None:

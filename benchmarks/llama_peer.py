@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+_BATCH = 512  # tokens it takes in at once
+
 
 class LlamaModel:
     """One file, loaded once.
@@ -67,7 +69,7 @@ class LlamaSession:
         params = api.llama_context_default_params()
         # Each sequence has a share of the context of its own; multiples of 256 are what the cache is cut into.
         params.n_ctx = rows * -(-length // 256) * 256
-        params.n_batch = params.n_ubatch = max(512, rows)
+        params.n_batch = params.n_ubatch = max(_BATCH, rows)
         params.n_seq_max = rows
         params.n_threads = params.n_threads_batch = threads
         params.kv_unified = False
@@ -78,7 +80,7 @@ class LlamaSession:
         self.context = api.llama_init_from_model(model.model, params)
         if not self.context:
             raise ValueError(f"llama.cpp makes no context of {rows} sequences of {length} tokens")
-        self._batch = api.llama_batch_init(max(512, rows), 0, 1)
+        self._batch = api.llama_batch_init(max(_BATCH, rows), 0, 1)
 
     def close(self) -> None:
         """Free it."""
@@ -91,12 +93,17 @@ class LlamaSession:
         """Forget all texts."""
         self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
 
-    def prefill(self, prompt: list[int]) -> NDArray[np.float32]:
-        """Read the same prompt into every sequence; logits after it, [rows, vocabulary]."""
-        out = []
-        for row in range(self.rows):
-            self._feed([(token, at, row, at == len(prompt) - 1) for at, token in enumerate(prompt)])
-            out.append(self._logits(len(prompt) - 1).copy())
+    def prefill(self, prompts: list[list[int]]) -> NDArray[np.float32]:
+        """Read a prompt into each sequence, as many at once as a batch holds; logits after them, [rows, vocabulary]."""
+        out, together = [], max(1, _BATCH // len(prompts[0]))
+        for first in range(0, len(prompts), together):
+            entries = [
+                (token, at, first + row, at == len(prompt) - 1)
+                for row, prompt in enumerate(prompts[first : first + together])
+                for at, token in enumerate(prompt)
+            ]
+            self._feed(entries)
+            out += [self._logits(i).copy() for i, entry in enumerate(entries) if entry[-1]]
         return np.stack(out)
 
     def step(self, tokens: NDArray[np.int64], position: int) -> NDArray[np.float32]:
@@ -104,24 +111,24 @@ class LlamaSession:
         self._feed([(int(token), position, row, True) for row, token in enumerate(tokens)])
         return self._all()
 
-    def decode(self, prompt: list[int], tokens: int) -> tuple[list[list[int]], float]:
-        """Greedy continuation of every sequence, and the seconds that it took without reading the prompt."""
+    def decode(self, prompts: list[list[int]], tokens: int) -> tuple[list[list[int]], float, float]:
+        """Greedy continuations of prompts of one length, and the seconds that reading these and the rest took."""
         self.clear()
-        token = self.prefill(prompt).argmax(-1)
-        out = [token]
         begin = time.perf_counter()
-        for at in range(len(prompt), len(prompt) + tokens):
+        token = self.prefill(prompts).argmax(-1)
+        out, read = [token], time.perf_counter() - begin
+        begin = time.perf_counter()
+        for at in range(len(prompts[0]), len(prompts[0]) + tokens):
             token = self.step(token, at).argmax(-1)
             out.append(token)
         seconds = time.perf_counter() - begin
-        return np.stack(out, 1).tolist(), seconds
+        return np.stack(out, 1).tolist(), read, seconds
 
     def first(self, prompt: list[int]) -> float:
         """Seconds to the first token of one sequence."""
         self.clear()
         begin = time.perf_counter()
-        self._feed([(token, at, 0, at == len(prompt) - 1) for at, token in enumerate(prompt)])
-        self._logits(len(prompt) - 1).argmax()
+        self.prefill([prompt]).argmax()
         return time.perf_counter() - begin
 
     def _feed(self, entries: list[tuple[int, int, int, bool]]) -> None:
@@ -161,21 +168,21 @@ class LlamaWorker:
         self._answer()
 
     def decode(
-        self, prompt: list[int], tokens: int, rows: int, threads: int, exact: bool = False
-    ) -> tuple[list[list[int]], float]:
+        self, prompts: list[list[int]], tokens: int, threads: int, exact: bool = False
+    ) -> tuple[list[list[int]], float, float]:
         """As `LlamaSession.decode`; the session is kept for the next call of the same size."""
-        answer = self._ask({"prompt": prompt, "tokens": tokens, "rows": rows, "threads": threads, "exact": exact})
-        return answer["tokens"], answer["seconds"]
+        answer = self._ask({"prompts": prompts, "tokens": tokens, "threads": threads, "exact": exact})
+        return answer["tokens"], answer["read"], answer["seconds"]
 
     def first(self, prompt: list[int], threads: int) -> float:
         """As `LlamaSession.first`."""
-        seconds: float = self._ask({"prompt": prompt, "tokens": 0, "rows": 1, "threads": threads, "exact": False,
+        seconds: float = self._ask({"prompts": [prompt], "tokens": 0, "threads": threads, "exact": False,
                                     "first": True})["seconds"]  # fmt: skip
         return seconds
 
     def logits(self, prompt: list[int]) -> NDArray[np.float32]:
         """Logits after a prompt, [vocabulary], attention in fp32."""
-        ask = {"prompt": prompt, "tokens": 0, "rows": 1, "threads": 1, "exact": True, "logits": True}
+        ask = {"prompts": [prompt], "tokens": 0, "threads": 1, "exact": True, "logits": True}
         return np.array(self._ask(ask)["logits"], dtype=np.float32)
 
     def close(self) -> None:
@@ -222,18 +229,19 @@ def serve(file: Path, repack: bool) -> None:
     sessions: dict[tuple[int, int, int, bool], LlamaSession] = {}
     for line in sys.stdin:
         ask = json.loads(line)
-        key = ask["rows"], -(-(len(ask["prompt"]) + ask["tokens"] + 1) // 256) * 256, ask["threads"], ask["exact"]
+        length = len(ask["prompts"][0]) + ask["tokens"] + 1
+        key = len(ask["prompts"]), -(-length // 256) * 256, ask["threads"], ask["exact"]
         try:
             if key not in sessions:
                 sessions[key] = LlamaSession(model, *key)
             if ask.get("logits"):
                 sessions[key].clear()
-                say({"logits": sessions[key].prefill(ask["prompt"])[0].tolist()})
+                say({"logits": sessions[key].prefill(ask["prompts"])[0].tolist()})
             elif ask.get("first"):
-                say({"seconds": sessions[key].first(ask["prompt"])})
+                say({"seconds": sessions[key].first(ask["prompts"][0])})
             else:
-                tokens, seconds = sessions[key].decode(ask["prompt"], ask["tokens"])
-                say({"tokens": tokens, "seconds": seconds})
+                tokens, read, seconds = sessions[key].decode(ask["prompts"], ask["tokens"])
+                say({"tokens": tokens, "read": read, "seconds": seconds})
         except ValueError as error:
             say({"error": str(error)})
     for session in sessions.values():

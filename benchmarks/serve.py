@@ -7,14 +7,14 @@
 
 moonlet answers requests over HTTP, as many at once as the batch has rows, each with a prompt of its own: streamed, an
 event a token, and whole. The time is that from the first request to the end of the last answer, so that reading the
-prompts, drawing, decoding and the network's share are in it, and so is the client, which runs on the same cores.
-Beside it stand its engine without a server and the bare step, which say where the time goes. transformers is timed as
-`generate` on one batch, and llama.cpp as a loop over `llama_decode` that has read its prompts before the clock starts:
-neither has anything to send. All decode greedily, each with the settings (threads, attention, experts, layout) that
-were fastest in a trial.
+prompts, drawing, decoding and the network's share are in it, and so is the client, which runs on the same cores. Beside
+it stand its engine without a server and the bare step, which say where the time goes. transformers is timed as
+`generate` on one batch of such prompts, llama.cpp as a loop over `llama_decode` that reads them at once; neither has
+anything to send, and llama.cpp's loop makes no text. All decode greedily, each with the settings (threads, attention,
+experts, layout) that were fastest in a trial.
 
 Weights are random, written once a form (fp32, bf16, INT4 experts beside bf16), and no text ends early. The server's
-first tokens are compared with those of transformers and llama.cpp before anything is timed.
+first tokens are compared with the model's own, and those with llama.cpp's, before anything is timed.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
-import string
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -47,6 +46,7 @@ from decode_entries import (
     fastest,
     llama_candidates,
     moonlet_loop,
+    prompt_texts,
     transformers_candidates,
     transformers_generate,
 )
@@ -67,7 +67,8 @@ from moonlet.model.model import CausalLM
 from moonlet.ops.allocator import keep_freed_memory
 
 FORMS = {"fp32": "float32", "bf16": "bfloat16", "int4": "bfloat16"}
-_PEER = {"fp32": "F32", "bf16": "BF16", "int4": "Q4_0"}  # llama.cpp's nearest
+# llama.cpp's nearest; with all matrices at four bits it has less to read than INT4 experts leave.
+_PEERS = {"fp32": ("F32",), "bf16": ("BF16",), "int4": ("BF16+Q4_0", "Q4_0")}
 _BITS = {"fp32": 32.0, "bf16": 16.0, "int4": 4.5}  # of a routed expert's weight; scales included
 _SLOTS = 16
 
@@ -124,11 +125,11 @@ class Prompts:
     """Texts that nobody has seen: what a server has read once it need not read again."""
 
     def __init__(self) -> None:
-        self._random = random.Random(0)
+        self._texts: dict[int, Iterator[str]] = {}
 
     def text(self, tokens: int) -> str:
         """One of so many tokens, [BOS] included."""
-        return "".join(self._random.choices(string.ascii_letters, k=tokens - 1))
+        return next(self._texts.setdefault(tokens, prompt_texts(tokens, seed=1)))
 
     def ids(self, tokens: int) -> list[int]:
         """The same as ids."""
@@ -149,15 +150,19 @@ def moonlet_peers(
         return Entry("moonlet", "engine", 0, threads, _engine(model, task.rows, prompts))
 
     for name, make in (("step", step), ("engine", engine)):
-        found = fastest([lambda t=t, make=make: make(t) for t in task.threads], trial)
+        found = fastest([partial(make, threads) for threads in task.threads], trial)
         if found:
             yield Peer(f"moonlet {name}, {form}", form, found.threads, found.run)
     for how, stream in (("streamed", True), ("whole", False)):
         tried = [Entry("moonlet", how, 0, s.threads, _http(s, task.rows, prompts, stream), s) for s in servers]
-        found = fastest([lambda entry=entry: entry for entry in tried], trial)
+        found = fastest([partial(_itself, entry) for entry in tried], trial)
         if found:
             first = _first_http(found.model, prompts) if stream else None
             yield Peer(f"moonlet HTTP, {how}, {form}", form, found.threads, found.decode, first)
+
+
+def _itself(entry: Entry) -> Entry:
+    return entry
 
 
 def _engine(model: CausalLM, rows: int, prompts: Prompts) -> Callable[[int], float]:
@@ -167,7 +172,7 @@ def _engine(model: CausalLM, rows: int, prompts: Prompts) -> Callable[[int], flo
         params = SamplingParams(max_new_tokens=tokens, temperature=0.0)
         start = time.perf_counter()
         for _ in range(rows):
-            engine.submit(Request(prompts.ids(len(PROMPT_IDS)), params))
+            engine.submit(Request(tuple(prompts.ids(len(PROMPT_IDS))), params))
         while not engine.idle:
             engine.step()
         return rows * tokens / (time.perf_counter() - start)
@@ -210,14 +215,15 @@ def transformers_peers(folder: Path, form: str, task: Task, prompts: Prompts, tr
 
 def llama_peers(workers: dict[str, LlamaWorker], form: str, task: Task, prompts: Prompts, trial: int) -> Iterator[Peer]:
     """Its loop, with the layout and the number of threads that suit it."""
-    kind = _PEER[form]
-    if not any(name.partition(",")[0] == kind for name in workers):
-        return
-    found = fastest(llama_candidates(task, workers, kind), trial)
-    if found:
-        worker = workers[found.name.removeprefix("llama.cpp, ")]
-        threads = found.threads
-        yield Peer(found.name, form, threads, found.run, lambda tokens: worker.first(prompts.ids(tokens), threads))
+    for kind in _PEERS[form]:
+        found = fastest(llama_candidates(task, workers, kind, reading=True), trial)
+        if found:
+            worker, threads = workers[found.name.removeprefix("llama.cpp, ")], found.threads
+            yield Peer(found.name, form, threads, found.run, _first_llama(worker, threads, prompts))
+
+
+def _first_llama(worker: LlamaWorker, threads: int, prompts: Prompts) -> Callable[[int], float]:
+    return lambda tokens: worker.first(prompts.ids(tokens), threads)
 
 
 def same_text(server: Server, model: CausalLM, tokens: int = 32) -> int:
@@ -310,7 +316,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16], help=f"requests at once, up to {_SLOTS}")
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=128, help="a row in a round; a quarter of it for large models")
+    parser.add_argument("--tokens", type=int, default=128, help="a row in a round")
     parser.add_argument("--prompts", type=int, nargs="*", default=[32, 512], help="lengths, for the first token")
     cores = os.cpu_count() or 1
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, cores}), help="numbers that are tried")
@@ -341,7 +347,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _one_model(name: str, work: Path, width: float, given: argparse.Namespace, numbers: dict[str, Any]) -> None:
     model = make_model(name, given.quick)
     folders = write_forms(model, work)
-    kinds = [] if "llama.cpp" in given.without else [_PEER[form] for form in given.forms]
+    kinds = [] if "llama.cpp" in given.without else [kind for form in given.forms for kind in _PEERS[form]]
     workers = start_llama(model, work, kinds) if kinds else {}
     servers: dict[str, list[Server]] = {}
     try:
@@ -352,20 +358,21 @@ def _one_model(name: str, work: Path, width: float, given: argparse.Namespace, n
         for line in compare(model, workers):
             print(line)
         sizes = count(model.config)
-        tokens = given.tokens if sizes.active < 2e7 else max(8, given.tokens // 4)
         for rows in given.batch:
-            peers = _peers(folders, servers, workers, rows, tokens, given)
-            speeds, firsts = contest(peers, given.rounds, tokens, given.prompts)
+            peers = _peers(folders, servers, workers, rows, given)
+            speeds, firsts = contest(peers, given.rounds, given.tokens, given.prompts)
             print(f"\n{name}, {sizes.total / 1e6:.1f} M parameters, {sizes.active_with_head / 1e6:.1f} M met by a "
-                  f"token, batch {rows}, {given.rounds} rounds of {tokens} tokens a row, in turn:\n\n"
+                  f"token, batch {rows}, {given.rounds} rounds of {given.tokens} tokens a row, in turn:\n\n"
                   f"{report(peers, speeds, firsts, given.prompts)}\n")  # fmt: skip
             print("\n".join(limits(model.config, rows, peers, speeds, width)), "\n", flush=True)
             key = f"{name}, batch {rows}"
             numbers["tokens_per_s"][key] = {p.name: s for p, s in zip(peers, speeds, strict=True)}
             numbers["first_token_s"][key] = {p.name: f for p, f in zip(peers, firsts, strict=True) if f}
     finally:
-        for closing in (*workers.values(), *(server for some in servers.values() for server in some)):
-            closing.close()
+        for worker in workers.values():
+            worker.close()
+        for server in (server for some in servers.values() for server in some):
+            server.close()
 
 
 def _peers(
@@ -373,13 +380,12 @@ def _peers(
     servers: dict[str, list[Server]],
     workers: dict[str, LlamaWorker],
     rows: int,
-    tokens: int,
     given: argparse.Namespace,
 ) -> list[Peer]:
-    prompts, trial = Prompts(), 2 if given.quick else max(8, tokens // 4)
+    prompts, tokens, trial = Prompts(), given.tokens, 2 if given.quick else max(8, given.tokens // 4)
     found: list[Peer] = []
     for form in given.forms:
-        task = Task(folders[form], rows, tokens, tuple(given.threads))
+        task = Task(folders[form], rows, tokens, tuple(given.threads), alike=False)
         found += moonlet_peers(folders[form], form, servers[form], task, prompts, trial)
         if form != "int4" and "transformers" not in given.without and find_spec("transformers"):
             found += transformers_peers(folders[form], form, task, prompts, trial)

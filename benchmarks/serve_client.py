@@ -1,7 +1,8 @@
 """A server of moonlet's as a peer: its process, and a client that costs it nothing it can help.
 
 The client stands in the same machine and takes its time from the same processor, so it does no more than a client must:
-plain sockets that are kept open, in one thread, looking into what comes only for the first token and the end.
+plain sockets in one thread, looking into what comes only for the first token and the end. They are opened anew for each
+burst, before the clock starts, as a server closes those that are idle for long.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,7 +75,6 @@ class Server:
         # Nobody reads its log; a full pipe would stop it.
         self._log = subprocess.Popen(["cat"], stdin=self._process.stderr, stdout=subprocess.DEVNULL)
         self._address = found[1], int(found[2])
-        self._connections: list[_Connection] = []
 
     def ask(self, prompts: Sequence[str], tokens: int, stream: bool = True) -> Burst:
         """Continue the prompts greedily, all at once, a connection each.
@@ -81,11 +82,10 @@ class Server:
         Raises:
             ValueError: an answer that is none.
         """
-        while len(self._connections) < len(prompts):
-            self._connections.append(_Connection(self._address))
-        used = self._connections[: len(prompts)]
-        with selectors.DefaultSelector() as waiting:
+        used = [_Connection(self._address) for _ in prompts]
+        with ExitStack() as open_now, selectors.DefaultSelector() as waiting:
             for one in used:
+                open_now.enter_context(one.socket)
                 waiting.register(one.socket, selectors.EVENT_READ, one)
             start = time.perf_counter()
             for one, prompt in zip(used, prompts, strict=True):
@@ -104,8 +104,6 @@ class Server:
 
     def close(self) -> None:
         """Stop it."""
-        for one in self._connections:
-            one.socket.close()
         self._process.terminate()
         self._process.wait(timeout=30)
         self._log.wait(timeout=30)
@@ -150,7 +148,8 @@ class _Connection:
     def answer(self, stream: bool) -> tuple[str, int]:
         """Text, and tokens drawn."""
         if not self.came.startswith(b"HTTP/1.1 200"):
-            raise ValueError(f"moonlet's server refused: {bytes(self.came[-300:]).decode(errors='replace')}")
+            body = bytes(self.came[self.came.index(b"\r\n\r\n") + 4 :])
+            raise ValueError(f"moonlet's server refused: {body[:300].decode(errors='replace')}")
         if not stream:
             whole = json.loads(self.came[self.came.index(b"\r\n\r\n") + 4 :])
             return whole["choices"][0]["text"], whole["usage"]["completion_tokens"]

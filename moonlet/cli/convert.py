@@ -29,6 +29,10 @@ def convert(
             show_default=False,
         ),
     ],
+    experts: Annotated[
+        str | None,
+        typer.Option(help="Type of a GGUF's routed experts: f32, f16, bf16, q8_0, q4_0; as the rest unless given."),
+    ] = None,
     max_shard: Annotated[str, typer.Option(help="Largest file of weights: 5GB, 500MB, 2GiB.")] = _MAX_SIZE,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Write into a folder that is not empty, or over a GGUF file.")
@@ -52,8 +56,10 @@ def convert(
     console = Console(soft_wrap=True)
     kind = format.lower()
     if kind.startswith(_GGUF):
-        _to_gguf(console, folder, name, destination, kind, overwrite)
+        _to_gguf(console, folder, name, destination, kind, experts, overwrite)
         return
+    if experts is not None:
+        raise ValueError(f"--experts is for GGUF files; {kind} says itself how experts are stored")
     if kind not in FORMS:
         known = ", ".join((*FORMS, *(_GGUF + name.lower() for name in TYPES)))
         raise ValueError(f"--format is {format!r}; valid: {known}")
@@ -62,7 +68,9 @@ def convert(
     _summary(console, destination, kind, done)
 
 
-def _to_gguf(console: Console, folder: Path, name: str, destination: Path, kind: str, overwrite: bool) -> None:
+def _to_gguf(
+    console: Console, folder: Path, name: str, destination: Path, kind: str, experts: str | None, overwrite: bool
+) -> None:
     from moonlet.hub.gguf.write import write_gguf
 
     if destination.is_dir():
@@ -71,7 +79,7 @@ def _to_gguf(console: Console, folder: Path, name: str, destination: Path, kind:
         raise ValueError(f"{destination} exists; give another name, or --overwrite")
     destination.parent.mkdir(parents=True, exist_ok=True)
     with _Bar(console, f"writing {kind}") as bar:
-        done = write_gguf(folder, None, destination, kind.removeprefix(_GGUF), name, bar.show)
+        done = write_gguf(folder, None, destination, kind.removeprefix(_GGUF), name, bar.show, experts)
         for line in done.notes:
             bar.note(line)
     _gguf_summary(console, done)

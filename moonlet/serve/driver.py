@@ -5,9 +5,9 @@
     Feed.take()      <-- call_soon --          engine.step() -> events, every few milliseconds
 
 A small model steps many times in those: to wake the event loop and to write to every socket each time would take longer
-than the steps. First and last tokens are told at once. The engine never waits for a reader: a feed keeps what its reader has not taken, up to a bound, and is then ended. A
-reader who goes closes its feed, and the slots are free before the next step. When the engine fails, so does every live
-request, with the reason, and `failure` says so from then on.
+than the steps. First and last tokens are told at once. The engine never waits for a reader: a feed keeps what its
+reader has not taken, up to a bound, and is then ended. A reader who goes closes its feed, and the slots are free before
+the next step. When the engine fails, so does every live request, with the reason, and `failure` says so from then on.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ TYPES = tuple(_BYTES)
 # Rows are converted in pieces of about this many numbers, so that the largest matrix costs little beside itself.
 _AT_ONCE = 2**24
 _EXACT = ("_norm.weight", "ffn_gate_inp.weight", "conv1d_q.weight", "conv1d_k.weight", "conv1d_v.weight")
+_EXPERTS = "_exps.weight"
 
 
 def check_type(kind: str) -> str:
@@ -41,11 +42,17 @@ def check_type(kind: str) -> str:
     return kind.upper()
 
 
-def type_of(name: str, shape: Sequence[int], kind: str) -> str:
-    """The type that the tensor `name` of `shape` has in a file of type `kind`."""
+def type_of(name: str, shape: Sequence[int], kind: str, experts: str | None = None) -> str:
+    """The type that the tensor `name` of `shape` has in a file of `kind`, whose routed experts are of `experts`."""
     if len(shape) < 2 or name.endswith(_EXACT) or not name.endswith(".weight"):
         return "F32"
+    kind = asked_for(name, kind, experts)
     return kind if shape[-1] % _BYTES[kind][0] == 0 else "F16"
+
+
+def asked_for(name: str, kind: str, experts: str | None) -> str:
+    """`kind`, or for routed experts `experts` where that is given."""
+    return experts if experts is not None and name.endswith(_EXPERTS) else kind
 
 
 def size_of(shape: Sequence[int], kind: str) -> int:

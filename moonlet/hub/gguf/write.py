@@ -22,7 +22,7 @@ from moonlet.hub.gguf.folder import folder_tensors
 from moonlet.hub.gguf.header import write_header
 from moonlet.hub.gguf.limits import architecture
 from moonlet.hub.gguf.tensors import Plan, official_tensors, plan
-from moonlet.hub.gguf.types import check_type, size_of, stored, type_of
+from moonlet.hub.gguf.types import asked_for, check_type, size_of, stored, type_of
 from moonlet.hub.gguf.vocabulary import Vocabulary, vocabulary_of
 from moonlet.hub.names import skipped
 from moonlet.model.model import CausalLM
@@ -55,6 +55,7 @@ def write_gguf(
     type: str = "F32",
     name: str | None = None,
     progress: Callable[[int, int], object] | None = None,
+    experts: str | None = None,
 ) -> Written:
     """Write a model as a GGUF file, atomically.
 
@@ -66,6 +67,7 @@ def write_gguf(
         type: of the matrices, one of `types.TYPES`.
         name: of the model, in the file. None: the directory's.
         progress: called with bytes done and bytes in all, after each tensor.
+        experts: type of the routed experts, where it is another one.
 
     Raises:
         ValueError: a model or tokenizer that llama.cpp has no form for, an unknown type, tensors missing, extra or
@@ -74,6 +76,7 @@ def write_gguf(
     """
     package = _package()
     kind, path = check_type(type), Path(path)
+    experts = experts and check_type(experts)
     if isinstance(source, CausalLM):
         config, tensors, template = source.config, official_tensors(source), None
         words = tokenizer
@@ -86,7 +89,7 @@ def write_gguf(
     arch = architecture(config)
     vocabulary = vocabulary_of(words, config) if words is not None else None
     layout = plan(config, exact=kind == "F32")
-    types = {target: type_of(target, shape, kind) for target, shape in layout.shapes.items()}
+    types = {target: type_of(target, shape, kind, experts) for target, shape in layout.shapes.items()}
     with atomic_path(path) as temporary:
         writer = package.GGUFWriter(str(temporary), arch)
         try:
@@ -98,7 +101,7 @@ def write_gguf(
             file.truncate(total)
         finally:
             writer.close()
-    notes = [*_notes(layout, types, kind, config), *(vocabulary.notes if vocabulary else ())]
+    notes = [*_notes(layout, types, kind, experts, config), *(vocabulary.notes if vocabulary else ())]
     return Written(path, arch, path.stat().st_size, dict(Counter(types.values())), notes)
 
 
@@ -182,13 +185,15 @@ def _needless(name: str, config: ModelConfig, tensor: Tensor) -> bool:
     return tied_head or bool(skipped(name, config)) or tensor.numel() == 0
 
 
-def _notes(layout: Plan, types: Mapping[str, str], kind: str, config: ModelConfig) -> list[str]:
+def _notes(layout: Plan, types: Mapping[str, str], kind: str, experts: str | None, config: ModelConfig) -> list[str]:
     notes = []
-    narrow = sorted({layout.shapes[t][-1] for t, found in types.items() if found == "F16" and kind != "F16"})
+    narrow = [t for t, found in types.items() if found == "F16" and asked_for(t, kind, experts) != "F16"]
     if narrow:
-        number = sum(found == "F16" for found in types.values())
-        widths = ", ".join(map(str, narrow))
-        notes.append(f"{number} tensors are F16: their rows are no multiple of 32 long ({widths}), as {kind} wants")
+        widths = ", ".join(map(str, sorted({layout.shapes[t][-1] for t in narrow})))
+        wants = asked_for(narrow[0], kind, experts)
+        notes.append(
+            f"{len(narrow)} tensors are F16: their rows are no multiple of 32 long ({widths}), as {wants} wants"
+        )
     if config.n_routed_experts and not config.n_shared_experts:
         notes.append("the model has no shared expert; the file has one of zeros, which llama.cpp wants")
     linear = config.linear_attn_config

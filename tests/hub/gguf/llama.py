@@ -47,11 +47,11 @@ class Llama:
     def logits(self, ids: Sequence[int]) -> Tensor:
         """After the last of `ids`, fp32 [vocabulary]."""
         self.session.clear()
-        return torch.from_numpy(self.session.prefill(list(ids))[0].copy())
+        return torch.from_numpy(self.session.prefill([list(ids)])[0].copy())
 
     def greedy(self, ids: Sequence[int], tokens: int) -> list[int]:
         """The next `tokens` ids."""
-        return self.session.decode(list(ids), tokens - 1)[0][0]
+        return self.session.decode([list(ids)], tokens - 1)[0][0]
 
     def tokenize(self, text: str, special: bool = False, begin: bool = False) -> list[int]:
         """Ids of a text; names of special tokens are found in it, and [BOS] put before it, where asked for."""

@@ -44,6 +44,13 @@ def numbers(path: Path) -> dict[str, Tensor]:
     }
 
 
+def kinds_of(path: Path) -> dict[str, str]:
+    """The type of every tensor of a file."""
+    import gguf
+
+    return {t.name: t.tensor_type.name for t in gguf.GGUFReader(path).tensors}
+
+
 @needs_gguf
 @BOTH
 def test_names_are_those_of_the_architecture(
@@ -82,10 +89,7 @@ def test_a_file_holds_every_number_of_the_model_once(tiny_model: Callable[..., C
 def test_vectors_norms_routers_convolutions_and_rates_stay_fp32(
     tiny_model: Callable[..., CausalLM], tmp_path: Path
 ) -> None:
-    import gguf
-
-    write_gguf(tiny_model(**LINEAR), None, tmp_path / "m.gguf", "BF16")
-    kinds = {t.name: t.tensor_type.name for t in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
+    kinds = kinds_of(write_gguf(tiny_model(**LINEAR), None, tmp_path / "m.gguf", "BF16").path)
     exact = {name.split(".", 2)[-1] for name, kind in kinds.items() if kind == "F32"}
     assert exact == {
         "output_norm.weight", "attn_norm.weight", "ffn_norm.weight", "attn_kv_a_norm.weight", "ssm_norm.weight",
@@ -105,6 +109,20 @@ def test_rows_that_are_no_multiple_of_32_are_f16_and_it_is_said(
     assert any("no multiple of 32" in note for note in written.notes)
     with pytest.raises(ValueError, match="valid: F32, F16, BF16, Q8_0, Q4_0"):
         write_gguf(tiny_model(), None, tmp_path / "n.gguf", "Q6_K")
+
+
+@needs_gguf
+def test_routed_experts_may_be_of_another_type(tiny_model: Callable[..., CausalLM], tmp_path: Path) -> None:
+    model = tiny_model(hidden_size=64, moe_intermediate_size=32)
+    kinds = kinds_of(write_gguf(model, None, tmp_path / "m.gguf", "BF16", experts="q4_0").path)
+    experts = {name for name in kinds if "_exps." in name}
+    assert experts
+    assert {kinds[name] for name in experts} == {"Q4_0"}
+    assert {kind for name, kind in kinds.items() if name not in experts} == {"BF16", "F32"}
+    narrow = write_gguf(tiny_model(), None, tmp_path / "n.gguf", "F16", experts="Q4_0")
+    assert any("as Q4_0 wants" in note for note in narrow.notes)
+    with pytest.raises(ValueError, match="Q6_K"):
+        write_gguf(model, None, tmp_path / "o.gguf", "BF16", experts="Q6_K")
 
 
 @needs_gguf
