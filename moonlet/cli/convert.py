@@ -29,14 +29,14 @@ def convert(
             show_default=False,
         ),
     ],
-    experts: Annotated[
-        str | None,
-        typer.Option(help="Type of a GGUF's routed experts: f32, f16, bf16, q8_0, q4_0; as the rest unless given."),
-    ] = None,
     max_shard: Annotated[str, typer.Option(help="Largest file of weights: 5GB, 500MB, 2GiB.")] = _MAX_SIZE,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Write into a folder that is not empty, or over a GGUF file.")
     ] = False,
+    experts: Annotated[
+        str | None,
+        typer.Option(help="Type of a GGUF's routed experts: f32, f16, bf16, q8_0, q4_0; as the rest unless given."),
+    ] = None,
 ) -> None:
     """Write a model in another form, tensor by tensor, so that its size does not matter.
 
