@@ -57,7 +57,7 @@ from small_runs import ANY_MODEL, Laboratory, Taken, add_options, merged
 from steps import compiler_of, machine, speeds, training_step
 from wallclock_report import Entry, Found, draw, report
 
-from moonlet.config import Recipe
+from moonlet.config import Recipe, preset
 from moonlet.config.sections import DataSettings
 from moonlet.data.open import open_corpus
 from moonlet.model.count import count
@@ -319,6 +319,17 @@ QUICK: Changes = {
     "optim": {"warmup_steps": 1},
     "tokenizer": {"vocab_size": 300},
 }  # fmt: skip
+QUICK_LINEAR: Changes = {
+    "model": {"linear_attn_config": {"head_dim": 8, "num_heads": 2, "kda_layers": [1], "short_conv_kernel_size": 4}}
+}
+
+
+def quick(contender: Contender) -> Contender:
+    """The same contender with a few weights and no more than two rates."""
+    changes = combined(contender.changes, QUICK)
+    if preset(changes["model"].get("preset", "k2-nano")).num_kda_layers:
+        changes = combined(changes, QUICK_LINEAR)
+    return Contender(contender.name, changes, contender.lrs[:2], contender.sweep)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -328,7 +339,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Timed.evaluations = given.evaluations
     contenders = read_contenders(given.contenders) if given.contenders else built_in()
     if given.quick:
-        contenders = [Contender(c.name, combined(c.changes, QUICK), c.lrs[:2], c.sweep) for c in contenders]
+        contenders = [quick(contender) for contender in contenders]
     base: Changes = {
         "data": data_of(given),
         "train": {"threads": given.threads, "dtype": given.dtype, "log_every": 20, "eval_every": 0, "sample_every": 0},
