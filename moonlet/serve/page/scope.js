@@ -163,7 +163,7 @@ function add(into, choice) {
   const alone = told.tokens.length === 1;
   told.tokens.forEach((token, i) => into.tokens.push({
     id: told.token_ids[i], token, text: alone ? choice.text : token, logprob: told.token_logprobs[i],
-    likely: Object.entries(told.top_logprobs[i] ?? {}).map(([name, logprob]) => ({token: name, logprob})),
+    likely: Object.entries(told.top_logprobs[i] ?? {}).slice(0, LIKELY).map(([name, logprob]) => ({token: name, logprob})),
   }));
   if (into !== current) return;
   arrived();
