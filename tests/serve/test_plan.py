@@ -41,3 +41,17 @@ def test_a_conversation_that_is_too_long_is_named_by_its_own_field(served: Make,
     assert field in error["message"]
     over = post(served, "/v1/chat/completions", body, Limits(prompt_tokens=100)).json()["error"]
     assert (over["param"], over["code"]) == ("messages", "prompt_tokens_limit")
+
+
+@pytest.mark.parametrize("name", ["Temperature", "maxTokens", "_", "a[0]", "5"])
+def test_an_unknown_field_is_named_whatever_it_looks_like(served: Make, name: str) -> None:
+    error = post(served, "/v1/completions", {"prompt": "x", name: 1}).json()["error"]
+    assert (error["param"], error["code"]) == (name, "unknown_parameter")
+    assert error["message"].startswith(f"unknown parameter {name}; known are model, ")
+
+
+def test_null_for_what_is_not_here_says_nothing(served: Make) -> None:
+    body = {"prompt": "x", "max_tokens": 1}
+    assert post(served, "/v1/completions", {**body, "suffix": None, "best_of": None}).status_code == 200
+    assert post(served, "/v1/completions", {**body, "suffix": ""}).json()["error"]["code"] == "unsupported_parameter"
+    assert post(served, "/v1/completions", {**body, "sufix": None}).json()["error"]["code"] == "unknown_parameter"
