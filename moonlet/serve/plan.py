@@ -7,6 +7,7 @@ the model.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -103,10 +104,13 @@ def plan_completion(asked: CompletionRequest, served: Served, limits: Limits) ->
     tokens = asked.max_tokens or min(_COMPLETION_TOKENS, limits.max_tokens)
     n = asked.n or 1
     requests: list[Request] = []
+    repeats: Counter[tuple[int, ...]] = Counter()
     for read in prompts:
         room = min(tokens, served.context - len(read))
         params = _params(asked, room, asked.logprobs, tuple(asked.stop), served)
-        requests += [Request(read, params, frozenset({tokenizer.eos_id}), repeat) for repeat in range(n)]
+        for _ in range(n):
+            requests.append(Request(read, params, frozenset({tokenizer.eos_id}), repeats[read]))
+            repeats[read] += 1
     return Plan(tuple(requests), tuple(prompts), echo=tuple(text for text in echo for _ in range(n)))
 
 

@@ -55,3 +55,11 @@ def test_null_for_what_is_not_here_says_nothing(served: Make) -> None:
     assert post(served, "/v1/completions", {**body, "suffix": None, "best_of": None}).status_code == 200
     assert post(served, "/v1/completions", {**body, "suffix": ""}).json()["error"]["code"] == "unsupported_parameter"
     assert post(served, "/v1/completions", {**body, "sufix": None}).json()["error"]["code"] == "unknown_parameter"
+
+
+def test_equal_prompts_of_a_request_are_answered_as_n_answers_to_one(served: Make) -> None:
+    common = {"max_tokens": 8, "seed": 3}
+    twice = post(served, "/v1/completions", {**common, "prompt": ["x", "x"]}).json()["choices"]
+    both = post(served, "/v1/completions", {**common, "prompt": "x", "n": 2}).json()["choices"]
+    assert twice == both
+    assert twice[0]["text"] != twice[1]["text"]
