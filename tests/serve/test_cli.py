@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -75,7 +76,7 @@ def test_a_second_interrupt_ends_at_once(folder: Path) -> None:
         with httpx.stream("POST", f"{address}/v1/completions", json=asked, timeout=30) as answer:
             assert next(answer.iter_lines())
             server.send_signal(signal.SIGINT)
-            with pytest.raises(httpx.ConnectError):  # it takes nothing new
+            with contextlib.suppress(httpx.ConnectError):  # then it has heard, and takes nothing new
                 while httpx.get(f"{address}/health"):
                     time.sleep(0.01)
             began = time.monotonic()
