@@ -6,7 +6,7 @@ from moonlet.generate.request import Event, Likely
 from moonlet.serve.answers import ChatAnswer, CompletionAnswer
 from moonlet.serve.limits import Limits
 from moonlet.serve.plan import plan_chat, plan_completion
-from moonlet.serve.protocol import ChatRequest, CompletionRequest
+from moonlet.serve.protocol import ChatRequest, CompletionRequest, read
 from moonlet.text import ByteTokenizer
 from tests.serve.conftest import Make
 
@@ -23,7 +23,7 @@ def told(text: str) -> list[Event]:
 
 
 def completion(served: Make) -> CompletionAnswer:
-    asked = CompletionRequest(prompt=["ab"], logprobs=1)
+    asked = read(b'{"prompt": "ab", "logprobs": 1}', CompletionRequest)
     one = served()
     return CompletionAnswer(plan_completion(asked, one, Limits()), 0, one)
 
@@ -49,7 +49,7 @@ def test_the_drawn_token_is_always_among_the_likeliest(served: Make) -> None:
 
 def test_every_token_of_a_thought_counts_as_one(served: Make) -> None:
     thinker = served(form="k2.5")
-    asked = ChatRequest(messages=[{"role": "user", "content": "x"}])
+    asked = read(b'{"messages": [{"role": "user", "content": "x"}]}', ChatRequest)
     answer = ChatAnswer(plan_chat(asked, thinker, Limits()), 0, thinker)
     for event in told("n€"):
         answer.read(event)
