@@ -28,7 +28,7 @@ from moonlet.generate.sampler import Drawn, Sampler, draw_all
 from moonlet.generate.sharing import Sharing
 from moonlet.generate.text import TextStream
 from moonlet.model.model import CausalLM
-from moonlet.model.paged_cache import PagedCache
+from moonlet.model.paged_cache import PagedCache, blocks_for
 from moonlet.text import Tokenizer
 
 _TOKENS_A_SLOT = 2048  # by default, where the model has more positions
@@ -108,9 +108,9 @@ class Engine:
         self._model, self._tokenizer, self._chunk, self._poison = model, tokenizer, prefill_chunk, poison
         stateful = any(map(model.config.is_kda, range(model.config.num_hidden_layers)))
         spare = snapshots if stateful and reuse_prefixes else 0
-        most = -(-min(limit, tokens) // block)
-        self._cache = PagedCache(model, slots, tokens // block, block, most, spare)
-        self._pool = BlockPool(tokens // block, self._cache.poison_block if poison else None)
+        blocks = blocks_for(tokens, block)  # whole ones: who asked for room for a text has it
+        self._cache = PagedCache(model, slots, blocks, block, blocks_for(min(limit, tokens), block), spare)
+        self._pool = BlockPool(blocks, self._cache.poison_block if poison else None)
         self._free_slots = list(range(slots - 1, -1, -1))
         self._slots = slots
         rows = range(slots, slots + spare)

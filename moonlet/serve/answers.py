@@ -16,6 +16,7 @@ from moonlet.text import Tokenizer
 from moonlet.text.chat import Delta, Parser
 
 Piece = dict[str, Any]
+_TOLD = ("tokens", "token_logprobs", "top_logprobs", "text_offset", "token_ids")
 
 
 class CompletionAnswer:
@@ -28,7 +29,9 @@ class CompletionAnswer:
         self._logprobs = plan.requests[index].params.logprobs is not None
         self._grammar = plan.requests[index].grammar is not None
         self._text: list[str] = []
-        self._tokens: list[Event] = []
+        self._told: Piece = {name: [] for name in _TOLD}
+        # What the text is without stop texts holding it back: says where in it a token stands.
+        self._spelling = served.tokenizer.detokenizer(plan.requests[index].prompt, skip_special=True)
         self._offset = 0
         self._echo = plan.echo[index] if plan.echo else ""
 
@@ -43,37 +46,31 @@ class CompletionAnswer:
         self._text.append(text)
         if event.finish is not None:
             self.finish = event.finish
-        told = [event] if self._logprobs and event.drawn is not None else []
-        self._tokens += told
+        told = self._tell(event.drawn, event.likely) if self._logprobs and event.drawn is not None else None
         if not (text or told or self.finish):
             return []
-        return [self._choice(text, told)]
+        return [self._choice(text, told or {name: [] for name in _TOLD})]
 
     def whole(self) -> Piece:
         """The answer in one."""
-        self._offset = 0
-        return self._choice("".join(self._text), self._tokens)
+        return self._choice("".join(self._text), self._told)
 
-    def _choice(self, text: str, tokens: list[Event]) -> Piece:
+    def _choice(self, text: str, told: Piece) -> Piece:
         return {
             "index": self._index,
             "text": text,
-            "logprobs": self._told(tokens) if self._logprobs else None,
+            "logprobs": told if self._logprobs else None,
             "finish_reason": self.finish,
         }
 
-    def _told(self, events: list[Event]) -> Piece:
-        told: Piece = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": [], "token_ids": []}
-        for event in events:
-            assert event.drawn is not None
-            text = spelt(event.drawn.token, self._tokenizer)
-            told["tokens"].append(text)
-            told["token_ids"].append(event.drawn.token)
-            told["token_logprobs"].append(event.drawn.logprob)
-            told["top_logprobs"].append({spelt(one.token, self._tokenizer): one.logprob for one in event.likely})
-            told["text_offset"].append(self._offset)
-            self._offset += len(text)
-        return told
+    def _tell(self, drawn: Likely, likely: tuple[Likely, ...]) -> Piece:
+        """One more token, as in a completion's logprobs; it stands among the likeliest also where it is not."""
+        near = {spelt(one.token, self._tokenizer): one.logprob for one in (*likely, drawn)}
+        values = spelt(drawn.token, self._tokenizer), drawn.logprob, near, self._offset, drawn.token
+        self._offset += len(self._spelling.push(drawn.token))
+        for name, value in zip(_TOLD, values, strict=True):
+            self._told[name].append(value)
+        return {name: [value] for name, value in zip(_TOLD, values, strict=True)}
 
 
 class ChatAnswer:
@@ -95,7 +92,8 @@ class ChatAnswer:
         self._stop = StopFinder(plan.stop)
         self._logprobs = plan.requests[index].params.logprobs is not None
         self._grammar = plan.requests[index].grammar is not None
-        self._waiting: list[Piece] = []  # told of tokens whose text has not come yet
+        self._unread = 0  # tokens whose text has not come yet
+        self._waiting: list[Piece] = []  # what is told of them
         self._told: list[Piece] = []
         self._content: list[str] = []
         self._reasoning: list[str] = []
@@ -113,13 +111,12 @@ class ChatAnswer:
         if self.finish is not None:
             return []
         deltas = [] if event.token is None else self._parser.feed_ids([event.token])
+        self._unread += event.token is not None
         if self._logprobs and event.drawn is not None:
             self._waiting.append(told(event.drawn, event.likely, self._tokenizer))
         if event.finish is not None:
             deltas += self._parser.finish()
         piece, kinds = self._piece(deltas)
-        if "reasoning" in kinds:
-            self.reasoned += 1
         if event.finish is not None and not self._stop.stopped:
             rest = self._stop.finish()
             if rest:
@@ -129,6 +126,8 @@ class ChatAnswer:
         if kinds:
             # What belongs to reasoning and to calls is no content, and the interface tells of content alone.
             shown, self._waiting = (self._waiting if "content" in kinds else []), []
+            self.reasoned += self._unread if "reasoning" in kinds else 0
+            self._unread = 0
         self._told += shown
         if self._stop.stopped:
             self.finish = "stop"

@@ -35,7 +35,7 @@ async def view(asked: ViewRequest, served: Served, limits: Limits) -> dict[str, 
     """
     if len(asked.prompt) != 1:
         raise bad(f"the microscope reads one text, and prompt holds {len(asked.prompt)}", "prompt")
-    ids = prompt_ids(asked.prompt[0], served)
+    ids = await asyncio.to_thread(prompt_ids, asked.prompt[0], served)
     limits.check("view_tokens", len(ids), "the text's number of tokens", "prompt")
     layer, head, many = asked.layer, asked.head, 10 if asked.likely is None else asked.likely
     tokenizer, model = served.tokenizer, served.model

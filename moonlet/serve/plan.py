@@ -7,6 +7,7 @@ the model.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -99,14 +100,17 @@ def plan_completion(asked: CompletionRequest, served: Served, limits: Limits) ->
         prompts.append(ids)
         if asked.echo:
             echo.append(prompt if isinstance(prompt, str) else tokenizer.decode(ids, skip_special=True))
-    tokens = asked.max_tokens if asked.max_tokens is not None else _COMPLETION_TOKENS
-    _check_room(prompts, tokens, asked.max_tokens is not None, "max_tokens", served, limits)
+    _check_room(prompts, asked.max_tokens, "max_tokens", "prompt", served, limits)
+    tokens = asked.max_tokens or min(_COMPLETION_TOKENS, limits.max_tokens)
     n = asked.n or 1
-    requests = []
+    requests: list[Request] = []
+    repeats: Counter[tuple[int, ...]] = Counter()
     for read in prompts:
         room = min(tokens, served.context - len(read))
         params = _params(asked, room, asked.logprobs, tuple(asked.stop), served)
-        requests += [Request(read, params, frozenset({tokenizer.eos_id}), repeat) for repeat in range(n)]
+        for _ in range(n):
+            requests.append(Request(read, params, frozenset({tokenizer.eos_id}), repeats[read]))
+            repeats[read] += 1
     return Plan(tuple(requests), tuple(prompts), echo=tuple(text for text in echo for _ in range(n)))
 
 
@@ -133,12 +137,13 @@ def plan_chat(asked: ChatRequest, served: Served, limits: Limits) -> Plan:
     thinking = asked.thinks or not form.thinks
     wanted = read_wanted(asked)
     ids = tuple(_rendered(asked, served, form, thinking, wanted.tools))
-    tokens, param, given = _chat_tokens(asked, len(ids), served, limits)
-    _check_room([ids], tokens, given, param, served, limits)
+    tokens, param = _chat_tokens(asked)
+    _check_room([ids], tokens, param, "messages", served, limits)
     before = sum(len(message.get("tool_calls") or ()) for message in asked.messages)
     grammar = _grammar(wanted, served, form, thinking, before, bool(before or asked.tools))
     logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
-    params = _params(asked, min(tokens, served.context - len(ids)), logprobs, (), served)
+    room = min(tokens or limits.max_tokens, served.context - len(ids))
+    params = _params(asked, room, logprobs, (), served)
     marks = mark_ids(served.tokenizer)
     ends = frozenset({served.tokenizer.eos_id, *(marks[mark] for mark in (END, USER, ASSISTANT, SYSTEM))})
     requests = tuple(Request(ids, params, ends, repeat, grammar) for repeat in range(asked.n or 1))
@@ -203,30 +208,28 @@ def prompt_ids(prompt: str | Sequence[int], served: Served) -> tuple[int, ...]:
     return ids
 
 
-def _chat_tokens(asked: ChatRequest, prompt: int, served: Served, limits: Limits) -> tuple[int, str, bool]:
-    """How many tokens an answer may have, which field says so, and whether the client did."""
-    both = asked.max_tokens, asked.max_completion_tokens
-    if None not in both and both[0] != both[1]:
-        raise bad(
-            f"max_tokens is {both[0]} and max_completion_tokens {both[1]}; give one of them", "max_tokens", "conflict"
-        )
-    param = "max_tokens" if asked.max_completion_tokens is None else "max_completion_tokens"
-    given = asked.max_completion_tokens or asked.max_tokens
-    return given or max(min(limits.max_tokens, served.context - prompt), 1), param, given is not None
+def _chat_tokens(asked: ChatRequest) -> tuple[int | None, str]:
+    """How many tokens the client allows an answer, None where it does not say, and the field that is meant."""
+    old, new = asked.max_tokens, asked.max_completion_tokens
+    if old is not None and new is not None and old != new:
+        raise bad(f"max_tokens is {old} and max_completion_tokens {new}; give one of them", "max_tokens", "conflict")
+    return (old, "max_tokens") if new is None else (new, "max_completion_tokens")
 
 
 def _check_room(
-    prompts: Sequence[Sequence[int]], tokens: int, given: bool, param: str, served: Served, limits: Limits
+    prompts: Sequence[Sequence[int]], tokens: int | None, param: str, source: str, served: Served, limits: Limits
 ) -> None:
-    limits.check("max_tokens", tokens, param, param)
+    """Refuse what is too long. `tokens` were asked for in the field `param`, and the prompts came in `source`."""
+    if tokens is not None:
+        limits.check("max_tokens", tokens, param, param)
     for ids in prompts:
-        limits.check("prompt_tokens", len(ids), "the prompt's number of tokens", "prompt")
-        if len(ids) + (tokens if given else 1) > served.context:
-            wanted = f", with {param} {tokens} {len(ids) + tokens} in all" if given else ""
+        limits.check("prompt_tokens", len(ids), "the prompt's number of tokens", source)
+        if len(ids) + (tokens or 1) > served.context:
+            wanted = f", with {param} {tokens} {len(ids) + tokens} in all" if tokens else ""
             raise bad(
                 f"the prompt has {len(ids)} tokens{wanted}, and {served.name} has {served.context} positions: shorten "
-                f"it{f' or lower {param}' if given else ''}",
-                "messages" if param != "max_tokens" else "prompt",
+                f"it{f' or lower {param}' if tokens else ''}",
+                source,
                 "context_length_exceeded",
             )
 

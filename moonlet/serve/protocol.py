@@ -265,6 +265,8 @@ def read(body: bytes, kind: type[R]) -> R:
         raise bad(f"the body is not valid JSON: {error}", code="invalid_json") from None
     if not isinstance(content, dict):
         raise bad(f"the body is a JSON {_kind(content)}, and must be an object", code="invalid_json")
+    # Some clients write null for what they leave out.
+    content = {name: value for name, value in content.items() if value is not None or name not in _NOT_HERE}
     try:
         return kind.model_validate(content)
     except ValidationError as error:
@@ -273,16 +275,17 @@ def read(body: bytes, kind: type[R]) -> R:
 
 def _explain(errors: list[ErrorDetails], kind: type[BaseModel]) -> ApiError:
     first = errors[0]
-    # In a union every member complains; the members' names stand in the location and mean nothing to a client.
-    path = [part for part in first["loc"] if isinstance(part, int) or (part and part[0].islower() and "[" not in part)]
+    *outer, last = first["loc"]
+    unknown = first["type"] == "extra_forbidden"
+    # What is unknown is the client's own word, whatever it looks like.
+    path = [*filter(_is_field, outer), *([last] if unknown or _is_field(last) else [])]
     param = ".".join(map(str, path))
     param = param if len(param) <= _MOST_SHOWN else param[:_MOST_SHOWN] + "..."
-    if first["type"] == "extra_forbidden":
-        name = str(first["loc"][-1])
-        if name in _NOT_HERE and len(first["loc"]) == 1:
-            return bad(f"{name} is not supported: {_NOT_HERE[name]}", param, "unsupported_parameter")
+    if unknown:
+        if param in _NOT_HERE:
+            return bad(f"{param} is not supported: {_NOT_HERE[param]}", param, "unsupported_parameter")
         known = ", ".join(field.alias or name for name, field in kind.model_fields.items())
-        hint = f"; known are {known}" if len(first["loc"]) == 1 else ""
+        hint = "" if outer else f"; known are {known}"
         return bad(f"unknown parameter {param}{hint}", param, "unknown_parameter")
     if first["type"] == "missing":
         return bad(f"{param} is missing", param, "missing_required_parameter")
@@ -290,6 +293,12 @@ def _explain(errors: list[ErrorDetails], kind: type[BaseModel]) -> ApiError:
     if not first["type"].startswith("value_error"):
         what = f"is {_shown(first['input'])}; it should be {what}"
     return bad(f"{param} {what}", param, "invalid_value")
+
+
+def _is_field(part: int | str) -> bool:
+    """Whether a part of a location is the request's own. In a union every member complains, and the members' names,
+    which mean nothing to a client, stand in the location."""
+    return isinstance(part, int) or (part[:1].islower() and "[" not in part)
 
 
 def _shown(value: object) -> str:

@@ -39,7 +39,11 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         draining = asyncio.create_task(self._service.drain())
         await super().shutdown(sockets)
-        await draining
+        if self.force_exit:
+            draining.cancel()
+            await self.lifespan.shutdown()  # ends the engines; uvicorn leaves it out where it is forced
+        else:
+            await draining
 
 
 def run(app: FastAPI, listening: socket.socket, ready: Callable[[str], None]) -> None:
@@ -91,6 +95,7 @@ def listen(host: str, port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind(address)
+        listening.listen()  # until then another may bind to it; who calls already, waits until the models are loaded
     except OSError as error:
         listening.close()
         raise ValueError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port or --host") from None

@@ -155,6 +155,8 @@ class PromptBox:
                         break
         except ValueError as error:
             ended = " ".join(str(error).split())
+        except Exception as error:  # there is nobody behind this thread to whom it could be raised
+            ended = " ".join(f"failed: {type(error).__name__}: {error}".split())
         finally:
             self._show(prompt)
             self.status.value = ended

@@ -433,6 +433,13 @@ def test_sizes_that_cannot_be_are_refused(tiny_model: Make) -> None:
         Engine(tiny_model(), BYTES)
 
 
+def test_there_is_room_for_all_the_tokens_asked_for(tiny_model: Make) -> None:
+    model = tiny_model(**KINDS["k2"])
+    engine = Engine(model, BYTES, slots=2, tokens=61, block=8)  # of which no number of blocks is
+    asked = [Request((1,) * 57, SamplingParams(4, 0.0))]
+    check(model, asked, run(engine, asked))
+
+
 def test_closing_ends_everything(tiny_model: Make) -> None:
     engine = Engine(tiny_model(**KINDS["linear"]), BYTES, slots=2)
     for _ in range(4):

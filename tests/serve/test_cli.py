@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx
@@ -64,6 +66,37 @@ def test_it_serves_says_where_and_stops_when_told(folder: Path, tmp_path: Path) 
         server.wait()
 
 
+def test_a_second_interrupt_ends_at_once(folder: Path) -> None:
+    command = [sys.executable, "-m", "moonlet", "serve", str(folder), "--port", "0", "--max-drain-seconds", "60"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        address = server.stdout.readline().split()[-1]
+        asked = {"prompt": "x", "max_tokens": 1900, "n": 8, "stream": True, "logit_bias": {"1": -100}}
+        with httpx.stream("POST", f"{address}/v1/completions", json=asked, timeout=30) as answer:
+            assert next(answer.iter_lines())
+            server.send_signal(signal.SIGINT)
+            with contextlib.suppress(httpx.ConnectError):  # then it has heard, and takes nothing new
+                while httpx.get(f"{address}/health"):
+                    time.sleep(0.01)
+            began = time.monotonic()
+            server.send_signal(signal.SIGINT)
+            _, log = server.communicate(timeout=30)
+        assert time.monotonic() - began < 8
+        assert server.returncode == 0, log
+        assert "Traceback" not in log
+    finally:
+        server.kill()
+        server.wait()
+
+
+def test_a_port_is_taken_before_the_models_are_loaded() -> None:
+    first = listen("127.0.0.1", 0)
+    with pytest.raises(ValueError, match="choose another --port"):
+        listen("127.0.0.1", first.getsockname()[1])
+    first.close()
+
+
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(sys, "argv", ["moonlet", "serve", *arguments])
     with pytest.raises(SystemExit) as caught:
@@ -80,7 +113,6 @@ def test_mistakes_are_one_line(
     empty = tmp_path / "empty"
     empty.write_text("\n")
     listening = listen("127.0.0.1", 0)
-    listening.listen()
     taken = listening.getsockname()[1]
     for arguments, says in (
         ([str(tmp_path / "nothing")], "no such folder"),
@@ -91,7 +123,7 @@ def test_mistakes_are_one_line(
         ([str(folder), "--chat-form", "klingon"], "unknown"),
         ([str(folder), "--max-n", "0"], "limit n is 0"),
         ([str(folder), "--port", str(taken)], "choose another --port"),
-        ([f"bad name={folder}"], "no name for a model"),
+        ([f"bad name={folder}", "--port", "0"], "no name for a model"),
     ):
         line = refused(arguments, capsys, monkeypatch)
         assert says in line, line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import httpx
@@ -56,3 +57,21 @@ def test_what_cannot_be_looked_at_is_refused(served: Make, asked: dict[str, Any]
 
     answer = asyncio.run(main())
     assert (answer.status_code, says in answer.text) == (400, True), answer.text
+
+
+def test_a_long_text_is_split_into_tokens_beside_the_event_loop(served: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, threads = served(), []
+
+    def encode(text: str) -> list[int]:
+        threads.append(threading.current_thread())
+        return [20] * len(text)
+
+    monkeypatch.setattr(one.tokenizer, "encode", encode)
+
+    async def main() -> None:
+        async with in_process(create_app([one], page=())) as http:
+            assert (await http.post("/moonlet/microscope", json={"prompt": "abc"})).status_code == 200
+
+    asyncio.run(main())
+    assert threads
+    assert threading.main_thread() not in threads

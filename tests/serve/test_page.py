@@ -250,9 +250,10 @@ def test_a_story_streams_and_escape_stops_it(open_page: Open, address: str) -> N
     expect(page.locator(".meta")).to_contain_text("stopped")
     assert page.locator("#prompt").evaluate("node => node === document.activeElement")
     for _ in range(100):  # the server, too, has stopped
-        if "moonlet_requests_live 0" in (text := page.request.get(f"{address}/metrics").text()):
+        if 'moonlet_open_answers{model="late"} 0' in (text := page.request.get(f"{address}/metrics").text()):
             break
         time.sleep(0.01)
+    assert 'moonlet_open_answers{model="late"} 0' in text
     assert re.search(r"(?m)^moonlet\S*disconnect\S* [1-9]", text), text
 
 
@@ -477,6 +478,46 @@ def test_another_token_is_a_branch_and_the_first_text_stays(open_page: Open) -> 
     page.click(".chip >> nth=0")
     settled(page, 12)
     assert page.locator(".token").all_text_contents() == before
+
+
+def begun(page: Any) -> None:
+    """The microscope writes, and will for long."""
+    choose(page, max_tokens=400, seed=1)
+    page.click("#tab-microscope")
+    page.fill("#scope-prompt", "abc")
+    page.press("#scope-prompt", "Control+Enter")
+    page.wait_for_selector("#tokens[aria-busy=true] > :nth-child(8)", state="attached")
+
+
+def test_a_branch_taken_while_tokens_come_is_written_on(open_page: Open) -> None:
+    page = open_page()
+    begun(page)
+    sent = asked(page, "/v1/completions")
+    page.locator(".token").nth(2).click()
+    page.locator(".choice:not(.own):enabled").first.click()
+    page.wait_for_selector(".chip >> nth=1")
+    page.wait_for_selector("#tokens > :nth-child(20)", state="attached")
+    assert [len(one["prompt"]) for one in sent] == [3]
+    expect(page.locator("#scope-send")).to_have_text("Stop")
+
+
+def test_another_model_ends_what_the_microscope_writes(open_page: Open, address: str) -> None:
+    page = open_page()
+    begun(page)
+    choose(page)
+    page.select_option("#model", "early")
+    expect(page.locator("#scope-send")).to_have_text("Write on", timeout=1000)
+    assert page.locator(".token").count() == 0
+
+
+def test_the_token_pointed_at_is_named_in_full(open_page: Open) -> None:
+    page = open_page(viewport=PHONE)
+    scope(page, "abc", 12)
+    page.locator(".token").nth(9).click()
+    name = page.locator(".pop-head b")
+    assert name.evaluate("node => node.scrollWidth <= node.clientWidth")
+    scroll = page.locator("#experts-panel .scroll")
+    assert scroll.evaluate("node => node.scrollWidth <= node.clientWidth")  # few enough: no label is cut off
 
 
 def test_everything_is_done_with_the_keyboard_alone(open_page: Open) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -109,3 +109,15 @@ def test_the_room_is_found_from_the_package() -> None:
     code = "import sys, moonlet; assert 'torch' not in sys.modules; moonlet.widgets.prompt_box; print('found')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout == "found\n", done.stderr
+
+
+def test_what_breaks_off_is_not_called_done(box: PromptBox, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(prompt: str, params: SamplingParams) -> Iterator[str]:
+        yield "a"
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(box, "_pieces", broken)
+    box.start.click()
+    box.wait()
+    assert (box.text, box.status.value) == ("a", "failed: RuntimeError: out of memory")
+    assert not box.start.disabled

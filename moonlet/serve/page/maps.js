@@ -2,6 +2,7 @@
 
 const GAP = 7; // between layers of experts
 const SIDE = 22; // room for a label at the left
+const FRAME = 2; // of .scroll
 
 // Colours as the page has them now; a canvas knows no variables.
 export function colours(node) {
@@ -37,7 +38,7 @@ export function expertsPlan(T, E, layers, room) {
 
 export function drawExperts(canvas, view, E, at) {
   const {experts, tokens} = view;
-  const room = canvas.parentElement.clientWidth;
+  const room = canvas.parentElement.clientWidth - 2 * FRAME;
   const plan = expertsPlan(tokens.length, E, experts.length, room);
   const ink = colours(canvas);
   const pen = sized(canvas, Math.max(plan.width, 1), Math.max(plan.height, 1));

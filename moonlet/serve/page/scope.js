@@ -61,6 +61,7 @@ function pointing(canvas, token) {
 export function scopeModel() {
   const facts = world.models()[0]?.facts;
   if (!facts) return;
+  stopScope();
   $("layer").replaceChildren(...facts.layers.map((kind, layer) =>
     el("option", {value: layer}, `${layer} ${kind === "kda" ? "KDA" : "attention"}`)));
   heads();
@@ -79,6 +80,7 @@ function heads() {
 export function stopScope() {
   if (!writing) return false;
   writing.abort();
+  writing = null; // what comes next need not wait for the end of this
   return true;
 }
 
@@ -145,7 +147,7 @@ async function writeOn() {
     if (!mine.signal.aborted) complain($("scope-error"), error);
   }
   if (writing === mine) writing = null;
-  busy(false);
+  busy(writing !== null);
   if (into === current) await look();
 }
 
@@ -163,7 +165,7 @@ function add(into, choice) {
   const alone = told.tokens.length === 1;
   told.tokens.forEach((token, i) => into.tokens.push({
     id: told.token_ids[i], token, text: alone ? choice.text : token, logprob: told.token_logprobs[i],
-    likely: Object.entries(told.top_logprobs[i] ?? {}).map(([name, logprob]) => ({token: name, logprob})),
+    likely: Object.entries(told.top_logprobs[i] ?? {}).slice(0, LIKELY).map(([name, logprob]) => ({token: name, logprob})),
   }));
   if (into !== current) return;
   arrived();
@@ -271,10 +273,10 @@ function strongest(row, at, kept) {
   const told = quoted(view.tokens[at]);
   if (kept) {
     const half = Array.from(row.subarray(0, at + 1)).filter((one) => (one / 255) ** 2 >= 0.5).length;
-    return `${told} leaves ${Math.round(100 * view.decay[at])} % of the state; more than half is left of the last ${half} tokens`;
+    return `${told} leaves ${Math.round(100 * view.decay[at])}\u00a0% of the state; more than half is left of the last ${half} tokens`;
   }
   const best = Array.from(row.subarray(0, at + 1), (one, s) => [(one / 255) ** 2, s]).sort((a, b) => b[0] - a[0]).slice(0, 3);
-  return `${told} looks at ${best.map(([weight, s]) => `${quoted(view.tokens[s])} ${Math.round(100 * weight)} %`).join(", ")}`;
+  return `${told} looks at ${best.map(([weight, s]) => `${quoted(view.tokens[s])} ${Math.round(100 * weight)}\u00a0%`).join(", ")}`;
 }
 
 function cacheLine(facts, T) {

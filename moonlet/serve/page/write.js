@@ -122,7 +122,7 @@ const toEnd = () => window.scrollTo(0, page.scrollHeight);
 // One model's answer in one turn.
 class Answer {
   constructor(turn, model, side, named) {
-    Object.assign(this, {turn, model, side, text: "", pending: "", thought: "", given: null});
+    Object.assign(this, {turn, model, side, text: "", thought: "", given: null});
     this.body = document.createTextNode("");
     this.thinking = document.createTextNode("");
     this.reasoning = el("details", {class: "reasoning", hidden: true},
