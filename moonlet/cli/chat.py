@@ -13,6 +13,17 @@ import typer
 
 from moonlet.cli.errors import one_line
 from moonlet.cli.generate import shown
+from moonlet.cli.sampling import (
+    ChatForm,
+    MaxNewTokens,
+    MinP,
+    RepetitionPenalty,
+    Seed,
+    Temperature,
+    Thinking,
+    TopK,
+    TopP,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,20 +62,16 @@ _SETTINGS: dict[str, Callable[[str], float]] = {
 def chat(
     path: Annotated[Path, typer.Argument(help="A run folder or a model directory.", show_default=False)],
     system: Annotated[str | None, typer.Option(help="Instructions for the model.", show_default=False)] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens of an answer at most.")] = 512,
-    temperature: Annotated[float, typer.Option(help="Below 1 surer, above 1 wilder, 0 always the likeliest.")] = 0.8,
-    top_k: Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0 keeps all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens up to this probability.")] = 1.0,
-    min_p: Annotated[float, typer.Option(help="Keep tokens this fraction as likely as the likeliest.")] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1: seen tokens become less likely.")] = 1.0,
-    seed: Annotated[
-        int | None, typer.Option(help="Equal seeds give equal answers.", show_default="a fresh one each time")
-    ] = None,
-    chat_form: Annotated[
-        str | None, typer.Option(help="Chat form by name.", show_default="what the model's files say")
-    ] = None,
+    max_new_tokens: MaxNewTokens = 512,
+    temperature: Temperature = 0.8,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    seed: Seed = None,
+    chat_form: ChatForm = None,
     story: Annotated[bool, typer.Option("--story", help="Continue a text, whatever the model can.")] = False,
-    thinking: Annotated[bool, typer.Option(help="Whether a model that can think may.")] = True,
+    thinking: Thinking = True,
 ) -> None:
     """Talk to a model in the terminal; one that knows no chat tells a story together with you.
 

@@ -9,6 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moonlet.cli.sampling import (
+    ChatForm,
+    MaxNewTokens,
+    MinP,
+    RepetitionPenalty,
+    Seed,
+    Temperature,
+    Thinking,
+    TopK,
+    TopP,
+)
+
 if TYPE_CHECKING:
     from moonlet.generate import SamplingParams
     from moonlet.text.chat import Delta
@@ -24,15 +36,13 @@ def generate(
         Path | None, typer.Option(help="More prompts, one a line; empty lines are skipped.", show_default=False)
     ] = None,
     samples: Annotated[int, typer.Option(help="Continuations of each prompt.", min=1)] = 1,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens to draw at most.")] = 256,
-    temperature: Annotated[float, typer.Option(help="Below 1 surer, above 1 wilder, 0 always the likeliest.")] = 0.8,
-    top_k: Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0 keeps all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens up to this probability.")] = 1.0,
-    min_p: Annotated[float, typer.Option(help="Keep tokens this fraction as likely as the likeliest.")] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1: seen tokens become less likely.")] = 1.0,
-    seed: Annotated[
-        int | None, typer.Option(help="Equal seeds give equal texts.", show_default="a fresh one each time")
-    ] = None,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = 0.8,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    seed: Seed = None,
     stop: Annotated[
         list[str] | None, typer.Option(help="End before this text; may be given again.", show_default=False)
     ] = None,
@@ -43,10 +53,8 @@ def generate(
     chat: Annotated[
         bool, typer.Option("--chat", help="The prompt is a message, answered in the model's chat form.")
     ] = False,
-    chat_form: Annotated[
-        str | None, typer.Option(help="Chat form by name.", show_default="what the model's files say")
-    ] = None,
-    thinking: Annotated[bool, typer.Option(help="In a chat: whether a model that can think may.")] = True,
+    chat_form: ChatForm = None,
+    thinking: Thinking = True,
 ) -> None:
     """Continue texts; a single one appears as it is made.
 
@@ -105,16 +113,21 @@ def _answer(
     """Answer one message; reasoning, content and calls appear as they are made."""
     from moonlet.folder import load, model_folder
     from moonlet.generate import lay_out, stream_ids
-    from moonlet.text.chat import Parser, form_of, mark_ids, render, to_ids
+    from moonlet.text.chat import FORMS, Parser, mark_ids, render, to_ids
+    from moonlet.text.chat.detect import trained_form
 
     if len(texts) != 1 or not texts[0]:
         raise ValueError(
             f"a chat answers one message, and there are {len([text for text in texts if text])}; give one PROMPT"
         )
-    form = form_of(model_folder(path), chosen)
-    segments = render([{"role": "user", "content": texts[0]}], form, thinking=thinking)
     model, tokenizer = load(path, notice=_say)
-    ids = to_ids(segments, tokenizer)
+    form = trained_form(model_folder(path), tokenizer, chosen)
+    if form is None:
+        raise ValueError(
+            f"{path} was trained on no chats; leave out --chat to continue the text, or choose with --chat-form one of "
+            + ", ".join(FORMS)
+        )
+    ids = to_ids(render([{"role": "user", "content": texts[0]}], form, thinking=thinking), tokenizer)
     lay_out(model)
     ends = {tokenizer.eos_id, mark_ids(tokenizer)["<|im_end|>"]}
     parser = Parser(form, thinking=thinking, tokenizer=tokenizer)

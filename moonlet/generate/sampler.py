@@ -217,7 +217,7 @@ def _edited(rows: Tensor, samplers: Sequence[Sampler]) -> tuple[Tensor, dict[int
 
 
 def _warped(rows: Tensor, samplers: Sequence[Sampler]) -> Tensor:
-    """`sample.warp` from the temperature on, with each row's own settings."""
+    """Temperature, then top-k, top-p and min-p, with each row's own settings."""
     params = [sampler.params for sampler in samplers]
     V = rows.shape[1]
     rows = _where(rows, [p.temperature for p in params], 1.0, torch.float32, sample.scale_temperature)

@@ -83,6 +83,7 @@ _SCHEMAS = {
         logprobs=_list(_maybe({"type": "number"})),
         likely=_list(_list(_LIKELY)),
         next=_list(_LIKELY),
+        ends=_list(_COUNT),
         experts={"type": "object"},
         cache=_object(bytes_per_token=_COUNT, bytes_constant=_COUNT),
     ),

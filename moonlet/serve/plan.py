@@ -120,13 +120,7 @@ def plan_chat(asked: ChatRequest, served: Served, limits: Limits) -> Plan:
     Raises:
         ApiError: 400, naming the field.
     """
-    form = served.form
-    if form is None:
-        raise bad(
-            f"{served.name} was trained on no form of chats; use /v1/completions, or start the server with --chat-form",
-            "model",
-            "no_chat_form",
-        )
+    form = chat_form(served)
     _check_common(asked, limits)
     limits.check("messages", len(asked.messages), "the number of messages", "messages")
     limits.check("tools", len(asked.tools or ()), "the number of tools", "tools")
@@ -136,7 +130,7 @@ def plan_chat(asked: ChatRequest, served: Served, limits: Limits) -> Plan:
         limits.check("logprobs", asked.top_logprobs, "top_logprobs", "top_logprobs")
     thinking = asked.thinks or not form.thinks
     wanted = read_wanted(asked)
-    ids = tuple(_rendered(asked, served, form, thinking, wanted.tools))
+    ids = chat_ids(asked.messages, served, wanted.tools, thinking=thinking)
     tokens, param = _chat_tokens(asked)
     _check_room([ids], tokens, param, "messages", served, limits)
     before = sum(len(message.get("tool_calls") or ()) for message in asked.messages)
@@ -144,11 +138,61 @@ def plan_chat(asked: ChatRequest, served: Served, limits: Limits) -> Plan:
     logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
     room = min(tokens or limits.max_tokens, served.context - len(ids))
     params = _params(asked, room, logprobs, (), served)
-    marks = mark_ids(served.tokenizer)
-    ends = frozenset({served.tokenizer.eos_id, *(marks[mark] for mark in (END, USER, ASSISTANT, SYSTEM))})
+    ends = turn_ends(served)
     requests = tuple(Request(ids, params, ends, repeat, grammar) for repeat in range(asked.n or 1))
     names = tuple(tool["function"]["name"] for tool in wanted.tools)
     return Plan(requests, (ids,), tuple(asked.stop), names, before, thinking)
+
+
+def chat_form(served: Served) -> ChatForm:
+    """The form in which a model chats.
+
+    Raises:
+        ApiError: 400, it was trained on none.
+    """
+    if served.form is None:
+        raise bad(
+            f"{served.name} was trained on no form of chats; use /v1/completions, or start the server with --chat-form",
+            "model",
+            "no_chat_form",
+        )
+    return served.form
+
+
+def chat_ids(
+    messages: Sequence[Mapping[str, Any]],
+    served: Served,
+    tools: Sequence[Mapping[str, Any]],
+    *,
+    thinking: bool,
+    answered: bool = False,
+) -> tuple[int, ...]:
+    """What a model reads of a conversation: up to where its answer begins, or all of one that is `answered`.
+
+    Raises:
+        ApiError: 400, as `chat_form`, or a message or tool for which the form has no place.
+    """
+    form = chat_form(served)
+    # The newer name of the system's role; no form of the family knows it.
+    messages = [{**m, "role": "system"} if m.get("role") == "developer" else m for m in messages]
+    try:
+        segments = render(
+            messages,
+            form,
+            declared(tools) or None,
+            thinking=thinking,
+            add_generation_prompt=not answered,
+            keep_thinking="last" if answered else "loop",
+        )
+        return tuple(to_ids(segments, served.tokenizer))
+    except ValueError as error:
+        raise bad(" ".join(str(error).split()), "tools" if str(error).startswith("tool ") else "messages") from None
+
+
+def turn_ends(served: Served) -> frozenset[int]:
+    """Ids that end an answer in a chat."""
+    marks = mark_ids(served.tokenizer)
+    return frozenset({served.tokenizer.eos_id, *(marks[mark] for mark in (END, USER, ASSISTANT, SYSTEM))})
 
 
 def _check_common(asked: Sampling, limits: Limits) -> None:
@@ -232,17 +276,6 @@ def _check_room(
                 source,
                 "context_length_exceeded",
             )
-
-
-def _rendered(
-    asked: ChatRequest, served: Served, form: ChatForm, thinking: bool, tools: Sequence[Mapping[str, Any]]
-) -> list[int]:
-    # The newer name of the system's role; no form of the family knows it.
-    messages = [{**m, "role": "system"} if m.get("role") == "developer" else m for m in asked.messages]
-    try:
-        return to_ids(render(messages, form, declared(tools) or None, thinking=thinking), served.tokenizer)
-    except ValueError as error:
-        raise bad(" ".join(str(error).split()), "tools" if str(error).startswith("tool ") else "messages") from None
 
 
 def _grammar(

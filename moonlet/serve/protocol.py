@@ -156,18 +156,6 @@ class CompletionRequest(Sampling):
     """Whether the answer begins with the prompt."""
 
 
-class ViewRequest(_Record):
-    """POST /moonlet/microscope: a text to look at."""
-
-    prompt: Prompts
-    """One text, or its ids."""
-    model: str | None = None
-    layer: int | None = Field(None, ge=0)
-    head: int | None = Field(None, ge=0)
-    likely: int | None = Field(None, ge=0)
-    """Tokens told at each place; 10 where it is left out."""
-
-
 class JsonSchema(_Record):
     """A schema that the answer must follow."""
 
@@ -248,6 +236,22 @@ class ChatRequest(Sampling):
             settings is not None and False in (settings.thinking, settings.enable_thinking),
         )
         return not any(off)
+
+
+class ViewRequest(_Record):
+    """POST /moonlet/microscope: a text to look at, or a conversation; one of `prompt` and `messages`."""
+
+    prompt: Prompts | None = None
+    """One text, or its ids."""
+    messages: list[dict[str, Any]] | None = None
+    """A conversation, as in a chat; one that does not end with an answer is read up to where the answer begins."""
+    tools: list[Tool] | None = None
+    thinking: Thinking | None = None
+    model: str | None = None
+    layer: int | None = Field(None, ge=0)
+    head: int | None = Field(None, ge=0)
+    likely: int | None = Field(None, ge=0)
+    """Tokens told at each place; 10 where it is left out."""
 
 
 R = TypeVar("R", bound=BaseModel)

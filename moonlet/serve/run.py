@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
 import ipaddress
 import logging
 import signal
@@ -68,7 +69,15 @@ def run(app: FastAPI, listening: socket.socket, ready: Callable[[str], None]) ->
     # uvicorn raises the signal again when it has stopped; being asked to stop is no failure.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _nothing)
+    spare_the_loop()
     asyncio.run(server.serve([listening]))
+
+
+def spare_the_loop() -> None:
+    """Take what is there now, libraries and models, out of the garbage collector's sight; to be called once, when all
+    is loaded. Its walks through all of that hold the interpreter's lock, and so every answer, some 150 ms each."""
+    gc.collect()
+    gc.freeze()
 
 
 def is_loopback(host: str) -> bool:

@@ -78,3 +78,10 @@ def test_a_mistake_is_one_line_and_nothing_else(cli: Cli, arguments: list[str], 
     assert (code, out) == (2, "")
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_a_configuration_alone_makes_no_chat_as_in_chat_and_serve(cli: Cli) -> None:
+    code, out, err = cli("one", "--chat")
+    assert (code, out) == (2, "")
+    assert "was trained on no chats" in err
+    assert cli("one", "--chat-form", "k2", "--max-new-tokens", "3")[0] == 0

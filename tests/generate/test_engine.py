@@ -10,9 +10,10 @@ import torch
 
 import moonlet
 from moonlet.generate.engine import _read, complete, generate, stream, stream_ids
-from moonlet.generate.sample import RandomStream, SamplingParams, sample
+from moonlet.generate.sample import RandomStream, SamplingParams
 from moonlet.model.model import CausalLM
 from moonlet.text import ByteTokenizer, train_word
+from tests.generate.plain_sampler import sample
 
 BYTES = ByteTokenizer()
 SEEDED = SamplingParams(max_new_tokens=12, temperature=1.0, seed=3)

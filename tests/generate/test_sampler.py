@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from moonlet.generate.request import Request
-from moonlet.generate.sample import RandomStream, SamplingParams, sample
+from moonlet.generate.sample import RandomStream, SamplingParams
 from moonlet.generate.sampler import Sampler, draw_all
 from moonlet.text.byte import ByteTokenizer
 from moonlet.text.word import WordTokenizer
+from tests.generate.plain_sampler import sample
 
 BYTES = ByteTokenizer()
 V = BYTES.vocab_size + 8  # a vocabulary padded beyond the tokenizer's

@@ -24,6 +24,8 @@ from moonlet.text import ByteTokenizer
 from moonlet.text.chat import form_named
 
 URL = "http://127.0.0.1"
+LOOP = "event loop"
+"""Name of the thread whose event loop answers."""
 
 
 @pytest.fixture(scope="session")
@@ -78,15 +80,20 @@ async def in_process(app: Any, **settings: Any) -> AsyncIterator[httpx.AsyncClie
 
 
 @contextlib.contextmanager
-def on_socket(app: Any) -> Iterator[str]:
-    """The address of an application that listens on 127.0.0.1, in a thread of its own."""
+def on_socket(app: Any, send_buffer: int | None = None) -> Iterator[str]:
+    """The address of an application that listens on 127.0.0.1, in a thread of its own.
+
+    `send_buffer`: bytes that the machine keeps for a client who does not read; None leaves it to the machine.
+    """
     listening = socket.socket()
+    if send_buffer is not None:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     listening.bind(("127.0.0.1", 0))
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, timeout_keep_alive=30, timeout_graceful_shutdown=5
     )
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])), daemon=True)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])), name=LOOP, daemon=True)
     thread.start()
     end = time.monotonic() + 20
     while not server.started:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import random
 import time
 from typing import Any
 
@@ -78,50 +77,6 @@ async def until(true: Any, seconds: float = 1.0) -> None:
     while not true():
         assert time.monotonic() < end, f"not so within {seconds} s"
         await asyncio.sleep(0.005)
-
-
-def test_two_hundred_clients_of_whom_a_third_go(served: Make) -> None:
-    limits = Limits(queue=300, live=300)
-    one = served(slots=8, limits=limits)
-    app = create_app([one], limits, page=())
-    draw = random.Random(0)
-    slowest = 0.0
-
-    async def client(http: httpx.AsyncClient, number: int, leaves: bool) -> tuple[int, str]:
-        asked = body(prompt=f"client {number % 5}", max_tokens=24, seed=number % 5, stream=True)
-        received = ""
-        async with http.stream("POST", "/v1/completions", json=asked) as answer:
-            assert answer.status_code == 200
-            async for part in answer.aiter_text():
-                received += part
-                if leaves and "data" in received:
-                    return number, ""
-        assert received.endswith("data: [DONE]\n\n")
-        return number, texts(received)
-
-    async def main(address: str) -> list[tuple[int, str]]:
-        nonlocal slowest
-        bounds = httpx.Limits(max_connections=220)
-        async with httpx.AsyncClient(base_url=address, timeout=60, limits=bounds) as http:
-            tasks = [asyncio.create_task(client(http, i, draw.random() < 0.3)) for i in range(200)]
-            while not all(task.done() for task in tasks):
-                began = time.monotonic()
-                assert (await http.get("/health")).json() == {"status": "ok"}
-                slowest = max(slowest, time.monotonic() - began)
-                await asyncio.sleep(0.05)
-            done = await asyncio.gather(*tasks)
-            await until(lambda: one.driver.open == 0)
-            alone = [await client(http, number, False) for number in range(5)]
-        for number, text in done:
-            assert text in ("", alone[number % 5][1])
-        return done
-
-    with on_socket(app) as address:
-        found = asyncio.run(main(address))
-    assert 30 < sum(text == "" for _, text in found) < 90
-    # Loosely: it hangs for nobody, and how quick it is, is measured on a machine that does nothing else.
-    assert slowest < 10
-    assert app.state.service._live == 0
 
 
 def test_a_client_who_goes_frees_its_slot_streamed_or_not(served: Make) -> None:

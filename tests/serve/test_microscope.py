@@ -11,6 +11,8 @@ import pytest
 
 from moonlet.serve.app import create_app
 from moonlet.serve.limits import Limits
+from moonlet.text import ByteTokenizer
+from moonlet.text.chat import mark_ids
 from tests.serve.conftest import Make, in_process
 
 
@@ -35,9 +37,51 @@ def test_a_view_agrees_with_what_the_server_says_next(served: Make) -> None:
     asyncio.run(main())
 
 
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+def test_a_conversation_is_seen_as_the_chat_reads_it(served: Make) -> None:
+    async def main() -> None:
+        async with in_process(create_app([served(form="k2-thinking")], page=())) as http:
+            asked = {"messages": HELLO, "max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": 3}
+            chat = (await http.post("/v1/chat/completions", json=asked)).json()
+            seen = (await http.post("/moonlet/microscope", json={"messages": HELLO})).json()
+            assert len(seen["ids"]) == chat["usage"]["prompt_tokens"]
+            told = chat["choices"][0]["logprobs"]["content"]
+            if told:  # else the likeliest is a mark
+                assert told[0]["logprob"] == pytest.approx(seen["next"][0]["logprob"], abs=1e-4)
+            answer = {"role": "assistant", "content": "Good day", "reasoning_content": "Hm."}
+            whole = (await http.post("/moonlet/microscope", json={"messages": [*HELLO, answer]})).json()
+            assert whole["ids"][: len(seen["ids"])] == seen["ids"]
+            # The byte tokenizer's marks are reserved slots, whose names say nothing.
+            marks = [mark_ids(ByteTokenizer())[name] for name in ("<think>", "</think>", "<|im_end|>")]
+            said = (marks[0], *ByteTokenizer().encode("Hm."), marks[1], *ByteTokenizer().encode("Good day"), marks[2])
+            assert tuple(whole["ids"][-len(said) :]) == said
+            assert whole["ids"][-1] in whole["ends"]
+            again = (await http.post("/moonlet/microscope", json={"prompt": whole["ids"]})).json()
+            assert again["logprobs"] == whole["logprobs"]
+
+    asyncio.run(main())
+
+
+def test_a_model_without_chats_shows_none(served: Make) -> None:
+    async def main() -> httpx.Response:
+        async with in_process(create_app([served(form=None)], page=())) as http:
+            return await http.post("/moonlet/microscope", json={"messages": HELLO})
+
+    answer = asyncio.run(main())
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "no_chat_form")
+
+
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
+        ({"messages": HELLO}, "limit is 8"),
+        ({}, "either prompt"),
+        ({"prompt": "x", "messages": HELLO}, "either prompt"),
+        ({"prompt": "x", "thinking": {"type": "enabled"}}, "belong to messages"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "alien", "content": "x"}]}, "alien"),
         ({"prompt": "x" * 8}, "limit is 8"),
         ({"prompt": ["x", "y"]}, "one text"),
         ({"prompt": [999]}, "vocabulary"),

@@ -447,6 +447,30 @@ def test_the_microscope_shows_what_happened(open_page: Open) -> None:
     expect(page.locator("#experts-line")).to_contain_text("[BOS]")
 
 
+def test_in_a_chat_the_microscope_shows_the_conversation(open_page: Open, locked: str) -> None:
+    page = open_page(locked, http_credentials={"username": "anyone", "password": KEY})
+    page.fill("#system", "Be kind.")
+    write(page, "Hello", max_tokens=8, seed=1)
+    looks = asked(page, "/moonlet/microscope")
+    page.click("#tab-microscope")
+    settled(page, 8)
+    assert [one["role"] for one in looks[0]["messages"]] == ["system", "user", "assistant"]
+    assert "Hello" in "".join(page.locator(".token").all_text_contents())
+    page.click("#tab-write")
+    page.click("#tab-microscope")  # it shows that already
+    page.click("#tab-write")
+    page.click("text=Look inside")
+    settled(page, 8)
+    assert len([look for look in looks if "messages" in look]) == 2
+    page.fill("#scope-prompt", "Good day")
+    page.press("#scope-prompt", "Control+Enter")
+    page.wait_for_function("() => document.querySelector('#scope-send').textContent === 'Write on'")
+    settled(page, 8)
+    last = [look for look in looks if "messages" in look][-1]
+    assert [one["content"] for one in last["messages"]] == ["Be kind.", "Good day"]
+    assert page.locator(".token:not(.given)").count() > 0
+
+
 def test_experts_come_while_tokens_do(open_page: Open) -> None:
     page = open_page()
     looks = asked(page, "/moonlet/microscope")

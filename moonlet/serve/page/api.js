@@ -27,6 +27,7 @@ export async function microscope(body, signal) {
     experts: Object.entries(seen.experts).map(([layer, {chosen, weights}]) => ({layer, index: chosen, weight: weights})),
     map: rows && {kind: seen.kept ? "kept" : "attention", layer: seen.layer, head: seen.head, cells},
     decay: seen.decay?.map((row) => row.reduce((sum, one) => sum + one, 0) / row.length),
+    ends: seen.ends,
     cache: {per_token: seen.cache.bytes_per_token, constant: seen.cache.bytes_constant},
   };
 }

@@ -2,9 +2,9 @@
 
 import {models} from "./api.js";
 import {$, complain, el, recall, remember} from "./dom.js";
-import {begin, buildScope, closeTokens, scopeModel, stopScope} from "./scope.js";
+import {begin, buildScope, closeTokens, scopeKind, scopeModel, stopScope} from "./scope.js";
 import {buildSettings} from "./settings.js";
-import {buildWrite, refresh, stop} from "./write.js";
+import {buildWrite, conversation, refresh, stop} from "./write.js";
 
 const THEMES = ["auto", "light", "dark"];
 const SIGNS = {auto: "◐", light: "☀\uFE0E", dark: "☾\uFE0E"};
@@ -43,6 +43,17 @@ function view(name) {
   settings(open[name]);
 }
 
+let looked = null; // the conversation that the microscope was last opened with
+
+// In a chat the microscope opens with what was said, unless it shows that already.
+function lookAtChat() {
+  const said = story() ? null : conversation();
+  const now = said && JSON.stringify(said);
+  if (!said || now === looked) return;
+  looked = now;
+  begin(said, false);
+}
+
 function settings(shown) {
   open[document.body.dataset.view] = shown;
   document.body.classList.toggle("settings-open", shown);
@@ -56,7 +67,10 @@ function build() {
   $("theme").addEventListener("click", () => theme(THEMES[(THEMES.indexOf(recall("theme", "auto")) + 1) % THEMES.length]));
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => theme(recall("theme", "auto")));
   for (const name of VIEWS) {
-    $(`tab-${name}`).addEventListener("click", () => view(name));
+    $(`tab-${name}`).addEventListener("click", () => {
+      view(name);
+      if (name === "microscope") lookAtChat();
+    });
     $(`tab-${name}`).addEventListener("keydown", (event) => {
       if (!["ArrowLeft", "ArrowRight"].includes(event.key)) return;
       const other = VIEWS[1 - VIEWS.indexOf(name)];
@@ -88,10 +102,11 @@ function chosen() {
 function mode() {
   $("system-group").hidden = story();
   refresh();
+  scopeKind();
 }
 
 async function start() {
-  buildScope({models: shown});
+  buildScope({models: shown, story});
   buildWrite({models: shown, story, look: (text, model) => {
     if ($("model").value !== model.id) {
       $("model").value = model.id;
@@ -100,6 +115,7 @@ async function start() {
       scopeModel();
     }
     view("microscope");
+    looked = JSON.stringify(text);
     begin(text, false);
   }});
   build();

@@ -4,14 +4,14 @@
 import {microscope, stream} from "./api.js";
 import {$, complain, el, framed, say} from "./dom.js";
 import {bytes, drawCache, drawDecay, drawExperts, drawMap, expertsAt} from "./maps.js";
-import {sampling} from "./settings.js";
+import {opening, sampling, thinking} from "./settings.js";
 import {TokenText, visible} from "./tokens.js";
 
 const LIKELY = 8;
 const REST_MS = 250; // between two looks while tokens come: looking takes the engine's time
 const MOST_BRANCHES = 12;
 
-let world; // what main.js tells: models()
+let world; // what main.js tells: models(), story()
 let branches = []; // {tokens, label}
 let current = null; // the branch shown
 let view = null; // the last look, of the branch shown
@@ -26,15 +26,15 @@ export function buildScope(given) {
   text = new TokenText($("tokens"), {pick: () => draw(), branch});
   $("scope-form").addEventListener("submit", (event) => {
     event.preventDefault();
-    if (!stopScope()) begin($("scope-prompt").value, true);
+    if (!stopScope()) begin(typed(), true);
   });
   $("scope-prompt").addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
       event.preventDefault();
-      if (!writing) begin($("scope-prompt").value, true);
+      if (!writing) begin(typed(), true);
     }
   });
-  $("look").addEventListener("click", () => begin($("scope-prompt").value, false));
+  $("look").addEventListener("click", () => begin(typed(), false));
   $("go-on").addEventListener("click", () => writeOn());
   for (const name of ["layer", "head"]) $(name).addEventListener("change", () => { heads(); look(); });
   pointing($("experts"), (x, y) => plan && expertsAt(plan, x, y).t);
@@ -90,9 +90,22 @@ export function closeTokens() {
   return open;
 }
 
+// What is written in the field: a text, or a conversation's first message.
+function typed() {
+  const text = $("scope-prompt").value;
+  return world.story() ? text : opening(text);
+}
+
+// The kind of text that is looked at has changed.
+export function scopeKind() {
+  $("scope-prompt").placeholder = world.story() ? "Once upon a time" : "Write a message";
+  $("scope-prompt-label").textContent = world.story() ? "Text to look at" : "Message to look at";
+}
+
+// Look at a text, or at a conversation (messages); `on` lets the model go on after it.
 export async function begin(prompt, on) {
   stopScope();
-  $("scope-prompt").value = prompt;
+  $("scope-prompt").value = Array.isArray(prompt) ? prompt.findLast((one) => one.role === "user").content : prompt;
   branches = [];
   show({tokens: [], label: "", prompt});
   await look();
@@ -128,7 +141,7 @@ function branch(t, choice) {
   stopScope();
   const old = current.tokens[t];
   const taken = {id: choice.id, token: choice.token, text: choice.token, logprob: choice.logprob, likely: old.likely, given: old.given};
-  show({tokens: [...current.tokens.slice(0, t), taken], label: `${visible(old.text).trim()} → ${visible(choice.token).trim()}`});
+  show({tokens: [...current.tokens.slice(0, t), taken], ends: current.ends, label: `${visible(old.text).trim()} → ${visible(choice.token).trim()}`});
   say(`Branched: ${choice.token}`);
   $("tokens").lastChild?.focus({preventScroll: true});
   text.close();
@@ -167,6 +180,8 @@ function add(into, choice) {
     id: told.token_ids[i], token, text: alone ? choice.text : token, logprob: told.token_logprobs[i],
     likely: Object.entries(told.top_logprobs[i] ?? {}).slice(0, LIKELY).map(([name, logprob]) => ({token: name, logprob})),
   }));
+  // /v1/completions knows nothing of turns, and would go on into the next one.
+  if (into.ends?.includes(told.token_ids.at(-1))) writing?.abort();
   if (into !== current) return;
   arrived();
   look();
@@ -185,8 +200,9 @@ async function look() {
   const mine = (looking = new AbortController()), of = current;
   stale = false;
   try {
-    const prompt = of.tokens.length ? of.tokens.map((one) => one.id) : of.prompt;
-    const seen = await microscope({model: world.models()[0].id, prompt, likely: LIKELY,
+    const read = of.tokens.length ? {prompt: of.tokens.map((one) => one.id)}
+      : Array.isArray(of.prompt) ? {messages: of.prompt, thinking: thinking()} : {prompt: of.prompt};
+    const seen = await microscope({model: world.models()[0].id, ...read, likely: LIKELY,
       layer: Number($("layer").value), head: Number($("head").value)}, mine.signal);
     if (of === current) take(of, seen);
     if (writing) await new Promise((done) => setTimeout(done, REST_MS));
@@ -201,6 +217,7 @@ async function look() {
 
 function take(of, seen) {
   const first = !of.tokens.length;
+  of.ends ??= seen.ends;
   seen.tokens.forEach((token, t) => {
     const before = of.tokens[t];
     of.tokens[t] = {...token, given: first || before?.given === true};

@@ -64,6 +64,14 @@ export function sampling() {
   return sent;
 }
 
+// How every conversation begins: with the system prompt, where there is one.
+export function opening(text) {
+  const system = $("system").value;
+  return [...(system.trim() ? [{role: "system", content: system}] : []), {role: "user", content: text}];
+}
+
+export const thinking = () => ($("thinking").checked ? undefined : {type: "disabled"});
+
 export function anySeed() {
   return crypto.getRandomValues(new Uint32Array(1))[0];
 }

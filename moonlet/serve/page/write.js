@@ -3,7 +3,7 @@
 
 import {stream} from "./api.js";
 import {$, button, complain, el, framed, say} from "./dom.js";
-import {anySeed, sampling} from "./settings.js";
+import {anySeed, opening, sampling, thinking} from "./settings.js";
 
 const STARTS = ["Once upon a time", "Not long ago, a brave little fox", "In a cozy cottage near a painted bridge"];
 
@@ -37,6 +37,12 @@ export function buildWrite(given) {
     $("prompt").focus();
   });
   refresh();
+}
+
+// The conversation as it stands; null where nothing was said, or an answer is still coming.
+export function conversation() {
+  const last = turns.at(-1);
+  return !last || last.story || running ? null : last.answers[0].whole();
 }
 
 export function stop() {
@@ -105,8 +111,7 @@ function edit(turn) {
 
 // The conversation up to a turn, as one side has it.
 function messages(turn, side) {
-  const said = [];
-  if ($("system").value.trim()) said.push({role: "system", content: $("system").value});
+  const said = opening(turn.asked).slice(0, -1);
   for (const before of turns.slice(0, turns.indexOf(turn))) {
     const answer = before.answers[side] ?? before.answers[0];
     if (!answer.text) continue;
@@ -135,7 +140,7 @@ class Answer {
     this.more = turn.story ? button("Go on", () => this.write(sampling(), true)) : null;
     this.tools = el("div", {class: "row under"}, this.meta, this.more, this.again,
       turn.story ? button("Edit", () => edit(turn)) : null,
-      turn.story ? button("Look inside", () => world.look(turn.asked + this.text, model)) : null,
+      button("Look inside", () => world.look(this.whole(), model)),
       button("Copy", () => this.copy()));
     this.node = el("section", {class: "answer", "aria-label": `Answer of ${model.id}`},
       named ? el("h3", {}, model.id) : null, this.reasoning, this.prose, this.error, this.tools);
@@ -174,8 +179,15 @@ class Answer {
   request(settings) {
     const common = {model: this.model.id, ...settings};
     if (this.turn.story) return ["/v1/completions", {...common, prompt: this.turn.asked + this.text}];
-    const thinking = $("thinking").checked ? undefined : {type: "disabled"};
-    return ["/v1/chat/completions", {...common, messages: messages(this.turn, this.side), thinking}];
+    return ["/v1/chat/completions", {...common, messages: messages(this.turn, this.side), thinking: thinking()}];
+  }
+
+  // What the microscope is to show: the story, or the conversation with this answer.
+  whole() {
+    if (this.turn.story) return this.turn.asked + this.text;
+    const said = messages(this.turn, this.side);
+    if (!this.text && !this.thought) return said;
+    return [...said, {role: "assistant", content: this.text, reasoning_content: this.thought || undefined}];
   }
 
   read(chunk) {
