@@ -188,7 +188,9 @@ class _Terminal:
                 conversation.set_system(rest or None)
                 return "the model is told that" if rest else "the model is told what it was trained with"
             case "undo":
-                return f"taken back: {_printable(conversation.undo().content)[:60]}"
+                return (
+                    f"taken back: {_printable(conversation.undo().content)[:60] or 'Enter alone, and what came of it'}"
+                )
             case "drop":
                 conversation.drop(_number("drop", rest or "1", int))
                 return conversation.stats()
