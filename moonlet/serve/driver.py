@@ -193,7 +193,8 @@ class Driver:
         """Something else that needs the model, done in the engine's thread between two steps.
 
         Raises:
-            ApiError: 400 with the message of a ValueError, 429 where the queue is full, 503 where nothing can be done.
+            ApiError: 400 with the message of a ValueError, 500 for any other error, 429 where the queue is full, 503
+                where nothing can be done.
         """
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
 
@@ -203,6 +204,9 @@ class Driver:
                 result = work()
             except ValueError as refused:
                 error = ApiError(400, " ".join(str(refused).split()))
+            except Exception:  # of this caller alone: the texts that are being written go on
+                log.exception("a look at the model failed")
+                error = ApiError(500, "the server made a mistake; its log says which", code="bug")
             self._ended(1)
             with self._wake:
                 self._joining.discard(done)

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from pydantic_core import to_json
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from moonlet.generate.request import Event
 from moonlet.serve.answers import ChatAnswer, CompletionAnswer, Piece
@@ -113,10 +113,11 @@ class Reply:
             raise
         return _EventStream(self, pieces)
 
-    async def send_all(self, pieces: list[Piece], receive: Receive, send: Send) -> None:
-        """Send a stream's events, beginning with the choices `pieces`; an error becomes the last of them."""
+    async def send_all(self, start: Message, pieces: list[Piece], receive: Receive, send: Send) -> None:
+        """Send a stream: its `start`, then events, beginning with the choices `pieces`; an error becomes the last."""
         assert self._feed is not None
         try:
+            await send(start)
             await self._in_time(_while_there(self._pump(pieces, send), receive, self._feed.overrun.wait()))
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except Gone:
@@ -226,8 +227,8 @@ class _EventStream(Response):
         self._reply, self._pieces = reply, pieces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await self._reply.send_all(self._pieces, receive, send)
+        start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+        await self._reply.send_all(start, self._pieces, receive, send)
 
 
 async def _while_there(work: Coroutine[Any, Any, T], receive: Receive, *ends: Coroutine[Any, Any, object]) -> T:

@@ -119,3 +119,20 @@ def test_a_long_text_is_split_into_tokens_beside_the_event_loop(served: Make, mo
     asyncio.run(main())
     assert threads
     assert threading.main_thread() not in threads
+
+
+def test_a_look_that_fails_is_its_own_error_and_ends_nobody(served: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setattr("moonlet.serve.microscope.look", broken)
+
+    async def main() -> None:
+        async with in_process(create_app([served()], page=())) as http:
+            failed = await http.post("/moonlet/microscope", json={"prompt": "abc"})
+            assert failed.status_code == 500
+            assert "no such thing" not in failed.text
+            assert (await http.post("/v1/completions", json={"prompt": "y", "max_tokens": 3})).status_code == 200
+            assert (await http.get("/health")).json() == {"status": "ok"}
+
+    asyncio.run(main())
