@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -45,13 +46,13 @@ class _Pieces:
 
 
 class StaticStep:
-    """A model's decode step over one cache; both must stay where they are. Neither may be in training.
+    """A model's decode step over one cache; both must stay where they are.
 
     Args:
-        compiled: whether to compile and, on CUDA, to record; it is done when a shape is first met.
+        backend: torch.compile's, to compile with it and, on CUDA, to record; None: neither.
     """
 
-    def __init__(self, model: CausalLM, cache: PagedCache, compiled: bool = False) -> None:
+    def __init__(self, model: CausalLM, cache: PagedCache, backend: str | None = None) -> None:
         self._model, self._cache = model, cache
         self._device, texts = model.device, len(cache.tables)
         self._rows = -(-texts // _ROWS) * _ROWS
@@ -63,9 +64,9 @@ class StaticStep:
         self._given = torch.zeros(3, self._rows, dtype=torch.int64, device=self._device)
         self._turns = None if model._rope is None else _all_turns(model._rope, self._most * self._piece, self._device)
         self._layers = [layer for layer in model.model.layers if isinstance(layer, Layer)]
-        self._pieces = _compiled() if compiled else _Pieces()
+        self._pieces = _Pieces() if backend is None else _compiled(backend)
         self._recorded: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] | None = None
-        if compiled and self._device.type == "cuda":
+        if backend is not None and self._device.type == "cuda":
             self._recorded = {}
             self._pool = torch.cuda.graph_pool_handle()
 
@@ -82,8 +83,7 @@ class StaticStep:
             fp32 [texts, vocab_size], on the model's device.
         """
         n = _power_of_two(-(-(max(positions) + 1) // self._piece))
-        if self._recorded is not None and n not in self._recorded:
-            self._record(n)
+        self.prepare(n)
         self._place(tokens, positions, texts)
         if self._recorded is None:
             logits = self._run(n)
@@ -146,9 +146,14 @@ class StaticStep:
             x = pieces.channels(layer, x)
         return model.lm_head(model.model.norm(x)).float()[:T]  # type: ignore[no-any-return]
 
-    def _record(self, n: int) -> None:
-        """Record the step of n pieces. All texts are still meanwhile, so the cache stays as it is."""
-        assert self._recorded is not None
+    @torch.inference_mode()
+    def prepare(self, n: int) -> None:
+        """Record the step of n pieces, where steps are recorded and this one is not yet.
+
+        All texts rest meanwhile, so the cache stays as it is.
+        """
+        if self._recorded is None or n in self._recorded:
+            return
         self._place([], [], [])
         beside, now = torch.cuda.Stream(self._device), torch.cuda.current_stream(self._device)
         beside.wait_stream(now)
@@ -162,8 +167,8 @@ class StaticStep:
         self._recorded[n] = graph, logits
 
 
-def _compiled() -> _Pieces:
-    options = {"dynamic": False, "fullgraph": True}
+def _compiled(backend: str) -> _Pieces:
+    options: dict[str, Any] = {"dynamic": False, "fullgraph": True, "backend": backend}
     plain = _Pieces()
     return _Pieces(
         torch.compile(plain.queries, **options),
