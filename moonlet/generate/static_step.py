@@ -36,13 +36,16 @@ _PIECE = 128  # positions attended to together
 
 
 @dataclass(frozen=True)
-class _Pieces:
+class Pieces:
     """The parts of a layer that may be compiled."""
 
     queries: Callable[..., tuple[Tensor, Tensor]] = static_layers.queries
     attended: Callable[..., Tensor] = static_layers.attended
     recur: Callable[..., Tensor] = static_layers.recur
     channels: Callable[..., Tensor] = static_layers.channels
+
+
+_PLAIN = Pieces()
 
 
 class StaticStep:
@@ -64,7 +67,7 @@ class StaticStep:
         self._given = torch.zeros(3, self._rows, dtype=torch.int64, device=self._device)
         self._turns = None if model._rope is None else _all_turns(model._rope, self._most * self._piece, self._device)
         self._layers = [layer for layer in model.model.layers if isinstance(layer, Layer)]
-        self._pieces = _Pieces() if backend is None else _compiled(backend)
+        self._pieces = _PLAIN if backend is None else _compiled(backend)
         self._recorded: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] | None = None
         if backend is not None and self._device.type == "cuda":
             self._recorded = {}
@@ -167,14 +170,13 @@ class StaticStep:
         self._recorded[n] = graph, logits
 
 
-def _compiled(backend: str) -> _Pieces:
+def _compiled(backend: str) -> Pieces:
     options: dict[str, Any] = {"dynamic": False, "fullgraph": True, "backend": backend}
-    plain = _Pieces()
-    return _Pieces(
-        torch.compile(plain.queries, **options),
-        torch.compile(plain.attended, **options),
-        torch.compile(plain.recur, **options),
-        torch.compile(plain.channels, **options),
+    return Pieces(
+        torch.compile(_PLAIN.queries, **options),
+        torch.compile(_PLAIN.attended, **options),
+        torch.compile(_PLAIN.recur, **options),
+        torch.compile(_PLAIN.channels, **options),
     )
 
 
