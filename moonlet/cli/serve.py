@@ -126,6 +126,7 @@ def _serve(
 
     if compile not in get_args(Compile):
         raise ValueError(f"--compile is {compile!r}; valid: {', '.join(get_args(Compile))}")
+    compiled = cast("Compile", compile)
     access = Access(key, frozenset(name.lower() for name in (*hosts, host)), origins)
     if not is_loopback(host) and key is None:
         _say(f"anyone who reaches {host}:{port} can use this server; give it an --api-key-file, or leave out --host")
@@ -133,7 +134,7 @@ def _serve(
     named = _named(paths)
     # Before the models, which take longer to load than anyone wants to wait for a port that is taken.
     listening = listen(host, port)
-    models = [_load(name, path, slots, tokens, form, device, cast("Compile", compile), limits) for name, path in named.items()]
+    models = [_load(name, path, slots, tokens, form, device, compiled, limits) for name, path in named.items()]
     app = create_app(models, limits, access)
 
     def ready(address: str) -> None:

@@ -1,8 +1,8 @@
 """Taking tokens into a paged cache, together where that leaves a text's logits to the bit what they are alone.
 
-    native    any tokens of any texts in one call, on a CPU with a C++ compiler
-    static    one token of each text that decodes, in one step whose shapes never change; the model reads prompts
-    by row    one text after another: where the library's products treat a row by its place
+native    any tokens of any texts in one call, on a CPU with a C++ compiler
+static    one token of each text that decodes, in one step whose shapes never change; the model reads prompts
+by row    one text after another: where the library's products treat a row by its place
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ a tree, so that further pieces, of which a row sees nothing, add exact zeros. Wh
 it is used: not multiplied by zero, for 0 NaN = NaN.
 
 On a CPU PyTorch computes the last few elements of a tensor by other functions than the rest, with other last bits; of
-those used here (products, sums, exp, log1p, square roots) that is not so. That is why SiLU and its like are written out.
+those used here (products, sums, exp, log1p, square roots) that is not so. So SiLU and its like are written out.
 
 R rows of x, T of them texts (the rest fills up; see static_step.py), n pieces of C positions; others as in model/.
 """
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moonlet.model.cache import DeltaCache, KeyValueCache, LatentCache
+from moonlet.model.cache import KeyValueCache, LatentCache
 from moonlet.model.gqa import GQA
 from moonlet.model.kda import KDA
 from moonlet.model.layer import Layer

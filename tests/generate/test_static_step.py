@@ -152,7 +152,7 @@ def test_a_rows_bits_do_not_depend_on_other_rows_their_place_or_how_many_slots_t
         return [texts.decode(step, live, 20 + n - place)[0][live.index(place)] for n in range(3)]
 
     want = logits(1, 0, False)
-    for slots, place in ((5, 0), (5, 4), (5, 2), (11, 8), (11, 10), (19, 17)):
+    for slots, place in ((5, 0), (5, 4), (11, 9)):
         for company in (False, True):
             assert all(map(torch.equal, logits(slots, place, company), want))
 
@@ -189,25 +189,20 @@ def test_more_pieces_than_a_row_needs_change_no_bit(tiny_model: Make, changes: d
     assert torch.equal(*found)
 
 
-@pytest.mark.parametrize("changes", MIXERS.values(), ids=MIXERS)
-def test_what_is_compiled_is_whole_shared_by_like_layers_and_equals_what_is_written(
-    tiny_model: Make, changes: dict[str, Any]
-) -> None:
-    from torch._dynamo.utils import counters
-
+@pytest.mark.slow
+def test_what_is_compiled_is_whole_shared_by_like_layers_and_equals_what_is_written(tiny_model: Make) -> None:
     import torch._dynamo as dynamo
+    from torch._dynamo.utils import counters
 
     why_not(CPU)  # which says how many kinds there may be
     graphs = []
-    for layers in (4, 8):
+    for changes in (HYBRID, HYBRID | {"num_hidden_layers": 6}, GQA):
         dynamo.reset()
         counters.clear()
-        kinds = dict(changes) | {"num_hidden_layers": layers}
-        if "linear_attn_config" in kinds:
-            kinds |= {"linear_attn_config": HYBRID["linear_attn_config"]}
-        assert_equals_the_model(tiny_model(**kinds), "aot_eager")
+        assert_equals_the_model(tiny_model(**changes), "aot_eager")
         graphs.append(counters["stats"]["unique_graphs"])
-    assert graphs[0] == graphs[1]
+    # KDA, queries, what was seen, dense, experts; a layer more of a kind costs nothing.
+    assert graphs == [5, 5, 4]
 
 
 @pytest.mark.slow
@@ -228,17 +223,17 @@ def test_the_engine_compiled_tells_each_text_as_if_it_were_alone(tiny_model: Mak
 
 @pytest.mark.parametrize("changes", ALL.values(), ids=ALL)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_200_requests_with_aborts_are_to_the_bit_what_each_is_alone(
+def test_80_requests_with_aborts_are_to_the_bit_what_each_is_alone(
     tiny_model: Make, changes: dict[str, Any], dtype: torch.dtype
 ) -> None:
     draw, model = random.Random(11), tiny_model(**changes).to(dtype)
-    pool = requests(draw, 40)
-    asked = [draw.choice(pool) for _ in range(200)]
+    pool = requests(draw, 20)
+    asked = [draw.choice(pool) for _ in range(80)]
     with force("decode_step", "plain"):
         lone = Engine(model, BYTES, slots=1, tokens=256, block=16, reuse_prefixes=False)
         engine = Engine(model, BYTES, slots=6, tokens=320, block=8, snapshots=5, poison=True)
     alone = dict(zip(pool, run(lone, pool).values(), strict=True))
-    got = run(engine, asked, draw, cancel=0.2)
+    got = run(engine, asked, draw, cancel=0.4)
     check_all_free(engine)
     cancelled = 0
     for i, request in enumerate(asked):
@@ -249,7 +244,7 @@ def test_200_requests_with_aborts_are_to_the_bit_what_each_is_alone(
             assert got[i].tokens == want.tokens[: len(got[i].tokens)]
         else:
             assert (got[i].tokens, got[i].text) == (want.tokens, want.text)
-    assert 10 < cancelled < 100
+    assert cancelled < 60
 
 
 def test_where_rows_are_not_alike_texts_are_decoded_one_after_another(
@@ -278,7 +273,7 @@ def test_on_is_refused_and_auto_goes_on_in_one_line_where_nothing_can_be_compile
         Engine(model, BYTES, compile="yes")  # type: ignore[arg-type]
     monkeypatch.setattr(paged_step, "PAYS", {"cpu": True})
     monkeypatch.setattr(paged_step, "why_not", lambda device: "no C++ compiler")
-    with pytest.raises(ValueError, match='compile is "on" .* no C\\+\\+ compiler; try compile="auto"'):
+    with pytest.raises(ValueError, match=r'compile is "on" .* no C\+\+ compiler; try compile="auto"'):
         Engine(model, BYTES, compile="on")
     with force("decode_step", "plain"):
         engine = Engine(model, BYTES, slots=2, notice=told.append)
