@@ -6,7 +6,8 @@
 | `on` | static, compiled | the same, or an error |
 | `off` | native, else static | static, as it is written |
 
-Where a product's rows are not all treated alike, `Step` takes one text after the other.
+Not compiled, `Step` takes one text after the other on a CPU with few slots, where eight rows cost more than those few, and
+wherever a product's rows are not all treated alike.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from moonlet.model.paged_cache import PagedCache
 from moonlet.train.compile import PAYS, why_not
 
 Compile = Literal["auto", "on", "off"]
+_FEW = 4  # texts that the static step takes on as fast as `Step` does: at one it is a third as fast, at 16 three times
 _BACKEND = "inductor"
 PagedStep = NativeStep | StaticStep | Step
 
@@ -44,6 +46,8 @@ def new_paged_step(model: CausalLM, cache: PagedCache, compile: Compile = "auto"
         if compile == "on":
             raise ValueError(f'compile is "on" and the step cannot be compiled here: {problem}; try compile="auto"')
         told = f"decoding is not compiled: {problem}"
+    if model.device.type == "cpu" and len(cache.tables) < _FEW:
+        return Step(model), told
     plain = StaticStep(model, cache)
     if plain.treats_rows_alike():
         return plain, told

@@ -4,7 +4,7 @@ Texts that do not decode now are computed with the others: they write to the cac
 and nobody reads their logits. What is attended to is bounded by the longest text, rounded up to a power of two of
 pieces of positions, so that there are few shapes and each can be prepared once:
 
-    plain       operations as they are written
+    plain       operations as they are written; on a CPU without the texts that rest, which nothing needs there
     compiled    what stands between attention's reads is fused (torch.compile), once for each kind of layer
     graph       on CUDA, besides: the whole step is recorded for each number of pieces, and played with one call
 
@@ -58,13 +58,14 @@ class StaticStep:
     def __init__(self, model: CausalLM, cache: PagedCache, backend: str | None = None) -> None:
         self._model, self._cache = model, cache
         self._device, texts = model.device, len(cache.tables)
-        self._rows = -(-texts // _ROWS) * _ROWS
         a_piece = max(1, _PIECE // cache.block)
         self._piece = a_piece * cache.block
         self._most = _power_of_two(-(-cache.tables.shape[1] // a_piece))
         self._table_host = torch.full((texts, self._most * a_piece), cache.scratch)
         self._table = self._table_host.to(self._device)
-        self._given = torch.zeros(3, self._rows, dtype=torch.int64, device=self._device)
+        self._given = torch.zeros(3, _filled(texts), dtype=torch.int64, device=self._device)
+        self._slots: slice | Tensor = slice(0, texts)  # which text each row of the table is
+        self._leaves_out = backend is None and self._device.type == "cpu"
         self._turns = None if model._rope is None else _all_turns(model._rope, self._most * self._piece, self._device)
         self._layers = [layer for layer in model.model.layers if isinstance(layer, Layer)]
         self._pieces = _PLAIN if backend is None else _compiled(backend)
@@ -93,7 +94,7 @@ class StaticStep:
         else:
             graph, logits = self._recorded[n]
             graph.replay()
-        return logits[torch.tensor(texts, device=self._device)]
+        return logits if self._leaves_out else logits[torch.tensor(texts, device=self._device)]
 
     @torch.inference_mode()
     def treats_rows_alike(self) -> bool:
@@ -115,22 +116,29 @@ class StaticStep:
         self, tokens: Sequence[int], positions: Sequence[int], texts: Sequence[int], scratch: bool = False
     ) -> None:
         """Write what the next run reads."""
-        given = torch.zeros(3, self._rows, dtype=torch.int64)
-        if len(texts):
-            given[:, list(texts)] = torch.tensor([list(tokens), list(positions), [1] * len(texts)])
-        table = torch.full_like(self._table_host, self._cache.scratch)
-        if not scratch and len(texts):
-            table[list(texts), : self._cache.tables.shape[1]] = self._cache.tables[list(texts)]
+        own, rows = list(texts), list(range(len(texts)) if self._leaves_out else texts)
+        T = len(rows) if self._leaves_out else len(self._cache.tables)
+        given = torch.zeros(3, _filled(T), dtype=torch.int64)
+        table = torch.full((T, self._table_host.shape[1]), self._cache.scratch)
+        if rows:
+            given[:, rows] = torch.tensor([list(tokens), list(positions), [1] * len(rows)])
+            if not scratch:
+                table[rows, : self._cache.tables.shape[1]] = self._cache.tables[own]
+        if self._leaves_out:
+            follow = own == list(range(own[0], own[0] + T))
+            self._slots = slice(own[0], own[0] + T) if follow else torch.tensor(own)
+            self._given, self._table = given, table
+            return
         self._given.copy_(given)
         if not torch.equal(table, self._table_host):
             self._table_host = table
             self._table.copy_(table)
 
     def _run(self, n: int) -> Tensor:
-        """The step, attending to n pieces. -> fp32 [texts, vocab_size]"""
+        """The step, attending to n pieces. -> fp32 [T, vocab_size], of the texts that have a row"""
         model, cache, pieces = self._model, self._cache, self._pieces
         tokens, positions, live = self._given
-        T = len(cache.tables)
+        T = len(self._table)
         live, at, tables = live[:T] != 0, positions[:T], self._table[:, : n * self._piece // cache.block]
         turn: Rotation | None = None
         if self._turns is not None:
@@ -139,7 +147,10 @@ class StaticStep:
         for layer, memory in zip(self._layers, cache.layers, strict=True):
             mix = layer.self_attn
             if isinstance(memory, DeltaCache):
-                x = pieces.recur(layer, x, memory.state[:T], memory.inputs[:T], live)
+                state, inputs = memory.state[self._slots], memory.inputs[self._slots]
+                x = pieces.recur(layer, x, state, inputs, live)
+                if isinstance(self._slots, Tensor):  # a copy, where a slice gives a view
+                    memory.state[self._slots], memory.inputs[self._slots] = state, inputs
             else:
                 assert isinstance(memory, LatentCache | KeyValueCache)
                 assert not isinstance(mix, KDA)
@@ -188,6 +199,11 @@ def _all_turns(rope: Rope, length: int, device: torch.device) -> Rotation:
         more = rope(torch.arange(plain, length), 1, device)
         cos, sin = torch.cat((cos, more[0][:, 0])), torch.cat((sin, more[1][:, 0]))
     return cos, sin
+
+
+def _filled(texts: int) -> int:
+    """Rows that so many texts are filled up to."""
+    return -(-texts // _ROWS) * _ROWS
 
 
 def _power_of_two(n: int) -> int:

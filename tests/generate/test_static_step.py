@@ -230,9 +230,9 @@ def test_80_requests_with_aborts_are_to_the_bit_what_each_is_alone(
     pool = requests(draw, 20)
     asked = [draw.choice(pool) for _ in range(80)]
     with force("decode_step", "plain"):
-        lone = Engine(model, BYTES, slots=1, tokens=256, block=16, reuse_prefixes=False)
+        lone = Engine(model, BYTES, slots=4, tokens=256, block=16, reuse_prefixes=False)
         engine = Engine(model, BYTES, slots=6, tokens=320, block=8, snapshots=5, poison=True)
-    alone = dict(zip(pool, run(lone, pool).values(), strict=True))
+    alone = {request: run(lone, [request])[0] for request in pool}
     got = run(engine, asked, draw, cancel=0.4)
     check_all_free(engine)
     cancelled = 0
@@ -258,7 +258,7 @@ def test_where_rows_are_not_alike_texts_are_decoded_one_after_another(
     model, told = tiny_model(**KINDS["k2"]), []
     monkeypatch.setattr(static_step, "_PLAIN", static_step.Pieces(channels=uneven))
     with force("decode_step", "plain"):
-        engine = Engine(model, BYTES, slots=3, notice=told.append)
+        engine = Engine(model, BYTES, slots=6, notice=told.append)
     assert isinstance(engine._forward._step, Step)
     assert told == ["texts are decoded one after another: this machine's matrix products treat rows by their place"]
     asked = requests(random.Random(5), 6)
@@ -276,7 +276,8 @@ def test_on_is_refused_and_auto_goes_on_in_one_line_where_nothing_can_be_compile
     with pytest.raises(ValueError, match=r'compile is "on" .* no C\+\+ compiler; try compile="auto"'):
         Engine(model, BYTES, compile="on")
     with force("decode_step", "plain"):
-        engine = Engine(model, BYTES, slots=2, notice=told.append)
+        engine = Engine(model, BYTES, slots=4, notice=told.append)
+        assert isinstance(Engine(model, BYTES, slots=3)._forward._step, Step)
     assert told == ["decoding is not compiled: no C++ compiler"]
     assert isinstance(engine._forward._step, StaticStep)
 
