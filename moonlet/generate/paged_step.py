@@ -6,7 +6,7 @@
 | `on` | static, compiled | the same, or an error |
 | `off` | native, else static | static, as it is written |
 
-Not compiled, `Step` takes one text after the other on a CPU with few slots, where eight rows cost more than those few, and
+Not compiled, `Step` takes one text after the other on a CPU with few slots, where eight rows cost more, and
 wherever a product's rows are not all treated alike.
 """
 
