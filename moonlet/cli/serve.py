@@ -8,13 +8,14 @@ from collections import Counter
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
 from moonlet.serve.limits import Limits
 
 if TYPE_CHECKING:
+    from moonlet.generate.paged_step import Compile
     from moonlet.serve.plan import Served
     from moonlet.text.chat import ChatForm
 
@@ -54,6 +55,9 @@ def serve(
         str | None, typer.Option(help="Chat form by name.", show_default="what the model's files say")
     ] = None,
     device: Annotated[str, typer.Option(help="Where the models lie.")] = "cpu",
+    compile: Annotated[
+        str, typer.Option(help="Compile the decode step: on, off, or auto: on a GPU, if that works.")
+    ] = "auto",
     allowed_host: Annotated[list[str] | None, typer.Option(help="A name the server is called by.")] = None,
     allowed_origin: Annotated[list[str] | None, typer.Option(help="A web page that may use it.")] = None,
     max_body_bytes: Annotated[int, _limit("Size of a request.")] = _L.body_bytes,
@@ -93,6 +97,7 @@ def serve(
         cache_tokens,
         chat_form,
         device,
+        compile,
         limits,
         frozenset(allowed_host or ()),
         frozenset(allowed_origin or ()),
@@ -108,15 +113,20 @@ def _serve(
     tokens: int | None,
     form: str | None,
     device: str,
+    compile: str,
     limits: Limits,
     hosts: frozenset[str],
     origins: frozenset[str],
 ) -> None:
+    from moonlet.generate.paged_step import Compile
     from moonlet.ops.allocator import keep_freed_memory
     from moonlet.serve.app import create_app
     from moonlet.serve.run import is_loopback, listen, run
     from moonlet.serve.security import Access
 
+    if compile not in get_args(Compile):
+        raise ValueError(f"--compile is {compile!r}; valid: {', '.join(get_args(Compile))}")
+    compiled = cast("Compile", compile)
     access = Access(key, frozenset(name.lower() for name in (*hosts, host)), origins)
     if not is_loopback(host) and key is None:
         _say(f"anyone who reaches {host}:{port} can use this server; give it an --api-key-file, or leave out --host")
@@ -124,7 +134,7 @@ def _serve(
     named = _named(paths)
     # Before the models, which take longer to load than anyone wants to wait for a port that is taken.
     listening = listen(host, port)
-    models = [_load(name, path, slots, tokens, form, device, limits) for name, path in named.items()]
+    models = [_load(name, path, slots, tokens, form, device, compiled, limits) for name, path in named.items()]
     app = create_app(models, limits, access)
 
     def ready(address: str) -> None:
@@ -140,7 +150,14 @@ def _serve(
 
 
 def _load(
-    name: str, path: Path, slots: int, tokens: int | None, form: str | None, device: str, limits: Limits
+    name: str,
+    path: Path,
+    slots: int,
+    tokens: int | None,
+    form: str | None,
+    device: str,
+    compile: Compile,
+    limits: Limits,
 ) -> Served:
     from moonlet.folder import load, model_folder
     from moonlet.generate import lay_out
@@ -168,7 +185,7 @@ def _load(
         name,
         model,
         tokenizer,
-        lambda: Engine(model, tokenizer, slots=slots, tokens=room),
+        lambda: Engine(model, tokenizer, slots=slots, tokens=room, compile=compile, notice=_say),
         slots=slots,
         limits=limits,
         room=room,

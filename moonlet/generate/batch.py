@@ -14,6 +14,7 @@ logits (`forward.py`, `reading.py`), and it draws from random numbers of its own
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor
 from moonlet.generate.blocks import BlockPool
 from moonlet.generate.forward import Forward, Portion
 from moonlet.generate.live import Live
+from moonlet.generate.paged_step import Compile
 from moonlet.generate.prefix import PrefixStore
 from moonlet.generate.request import Event, Finish, Likely, Request
 from moonlet.generate.sampler import Drawn, Sampler, draw_all
@@ -76,9 +78,12 @@ class Engine:
         snapshots: copies of KDA's state kept, so many beginnings can be gone on from (in other models: ends of prompts
             whose logits are kept); None: two a slot, and 8.
         poison: fill what becomes free with NaN, to see that nobody reads it.
+        compile: whether steps are compiled ("on", "off"); "auto": on a GPU, if that works (`paged_step.py`).
+        notice: is told in a line if they should have been and were not.
 
     Raises:
-        ValueError: a size that cannot be, or a tokenizer with more tokens than the model.
+        ValueError: a size that cannot be, a tokenizer with more tokens than the model, or `compile` is "on" where
+            nothing can be compiled.
     """
 
     def __init__(
@@ -93,6 +98,8 @@ class Engine:
         prefill_chunk: int = 256,
         snapshots: int | None = None,
         poison: bool = False,
+        compile: Compile = "auto",
+        notice: Callable[[str], None] | None = None,
     ) -> None:
         limit = model.config.context_limit
         tokens = slots * min(limit, _TOKENS_A_SLOT) if tokens is None else tokens
@@ -116,7 +123,9 @@ class Engine:
         rows = range(slots, slots + spare)
         self._store = PrefixStore(self._pool, self._cache, rows, snapshots, poison) if reuse_prefixes else None
         self._sharing = Sharing(self._pool, self._cache, self._store)
-        self._forward = Forward(model, self._cache)
+        self._forward = Forward(model, self._cache, compile)
+        if notice is not None and self._forward.told:
+            notice(self._forward.told)
         self._waiting: deque[Live] = deque()
         self._live: list[Live] = []
         self._known: dict[int, Live] = {}

@@ -33,10 +33,13 @@ class PagedCache:
 
     def __init__(self, model: CausalLM, texts: int, blocks: int, block: int, most: int, spare: int) -> None:
         self.block = block
+        self.scratch = blocks
+        """A block beyond the texts', for what nobody will read."""
         self.tables = torch.zeros(texts, most, dtype=torch.int64)
         """Each text's blocks, int64 [texts, most], on the CPU."""
+        # A row of KDA's memory has no positions; of the blocks, one more is the scratch block.
         self.layers: list[LayerCache] = [
-            model.layer_cache(i, texts + spare, 1) if model.config.is_kda(i) else model.layer_cache(i, blocks, block)
+            model.layer_cache(i, *((texts + spare, 1) if model.config.is_kda(i) else (blocks + 1, block)))
             for i in range(model.config.num_hidden_layers)
         ]
 

@@ -87,7 +87,7 @@ def dequantised(
 ) -> Tensor:
     """On any device: an expert at a time, or, of few tokens on a GPU, each token's own experts at once."""
     if x.is_cuda and index.numel() <= _FEW:
-        return _gathered(x, gate_up, down, index, weight, plus)
+        return gathered(x, gate_up, down, index, weight, plus)
     y = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     for e in index.unique().tolist():
         token, slot = torch.where(index == e)
@@ -96,7 +96,7 @@ def dequantised(
     return (y if plus is None else y + plus).to(x.dtype)
 
 
-def _gathered(
+def gathered(
     x: Tensor, gate_up: Packed, down: Packed, index: Tensor, weight: Tensor, plus: Tensor | None = None
 ) -> Tensor:
     """Every token's experts, each for itself, however often one is chosen; nothing is asked of the device."""

@@ -86,8 +86,9 @@ def choose(s: Tensor, bias: Tensor, rule: Rule) -> Tensor:
 def _largest(values: Tensor, n: int) -> Tensor:
     """Index of the n largest of each row, best first; of equal ones the lower index. [N, E] -> int64 [N, n]"""
     # topk leaves open which of equal values it takes, and takes others on other devices; a stable sort does not, but
-    # takes longer (five times, of 384 experts on a CPU). Equal values are rare; a GPU would have to wait to be asked.
-    if not values.is_cuda:
+    # takes longer (five times, of 384 experts on a CPU). Equal values are rare; a GPU would have to wait to be asked,
+    # and what is compiled cannot ask.
+    if not (values.is_cuda or torch.compiler.is_compiling()):
         best, index = values.topk(min(n + 1, values.shape[1]), -1)
         if not (best[:, 1:] == best[:, :-1]).any():
             return index[:, :n].contiguous()

@@ -11,7 +11,7 @@ from torch import Tensor
 from moonlet.ops.dispatch import implementation, names
 from moonlet.ops.experts import reference as experts_reference
 from moonlet.ops.formats import int4
-from moonlet.ops.low_bit import _gathered, low_bit_experts, low_bit_linear, reference_experts, reference_linear
+from moonlet.ops.low_bit import gathered, low_bit_experts, low_bit_linear, reference_experts, reference_linear
 from moonlet.ops.low_bit_codes import CODES, SCALES, SCHEMES, Packed, Scheme, packed_shapes, quantize
 from moonlet.ops.low_bit_native import FEW
 from moonlet.ops.native import library, without_kernels
@@ -197,7 +197,7 @@ def test_all_tokens_experts_at_once_equal_the_law(stacks: tuple[Packed, Packed])
         x, index, weight, plus = routed(N, 3, spread)
         for extra in (None, plus):
             want = reference_experts(x, *stacks, index, weight, extra)
-            assert relative(_gathered(x, *stacks, index, weight, extra), want) <= 3e-6
+            assert relative(gathered(x, *stacks, index, weight, extra), want) <= 3e-6
 
 
 def test_experts_in_bf16_are_as_near_as_bf16(stacks: tuple[Packed, Packed], machine: None) -> None:
