@@ -101,8 +101,7 @@ def make_model(name: str, quick: bool) -> CausalLM:
     model = build(config.replace(initializer_range=1.25 * config.hidden_size**-0.5)).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        special = [BYTES.bos_id, BYTES.eos_id, BYTES.pad_id]
-        model.lm_head.weight[special] = 0.0
+        model.lm_head.weight[sorted(BYTES.specials.values())] = 0.0
         model.lm_head.weight[BYTES.vocab_size :] = 0.0
         for buffer in model.buffers():
             if buffer.is_floating_point():  # the bias by which experts are chosen
