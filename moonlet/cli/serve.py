@@ -133,20 +133,19 @@ def _serve(
     keep_freed_memory()
     named = _named(paths)
     # Before the models, which take longer to load than anyone wants to wait for a port that is taken.
-    listening = listen(host, port)
-    models = [_load(name, path, slots, tokens, form, device, compiled, limits) for name, path in named.items()]
-    app = create_app(models, limits, access)
+    with listen(host, port) as listening:
+        models = [_load(name, path, slots, tokens, form, device, compiled, limits) for name, path in named.items()]
 
-    def ready(address: str) -> None:
-        bearer = " -H 'Authorization: Bearer KEY'" if key else ""
-        print(f"serving {', '.join(named)} at {address}")
-        print(
-            f"  curl {address}/v1/completions{bearer} -H 'Content-Type: application/json' "
-            f"""-d '{{"model": "{models[0].name}", "prompt": "Once upon a time", "max_tokens": 64}}'""",
-            flush=True,
-        )
+        def ready(address: str) -> None:
+            bearer = " -H 'Authorization: Bearer KEY'" if key else ""
+            print(f"serving {', '.join(named)} at {address}")
+            print(
+                f"  curl {address}/v1/completions{bearer} -H 'Content-Type: application/json' "
+                f"""-d '{{"model": "{models[0].name}", "prompt": "Once upon a time", "max_tokens": 64}}'""",
+                flush=True,
+            )
 
-    run(app, listening, ready)
+        run(create_app(models, limits, access), listening, ready)
 
 
 def _load(
