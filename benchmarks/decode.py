@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import string
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -69,15 +70,22 @@ _NEAR = 1e-3
 
 
 def make_model(name: str, quick: bool) -> CausalLM:
-    """Random weights, and no text that ends early: [EOS] has a logit of zero, which is never the largest.
+    """Random weights, large enough that every part has its say in the logits, or comparing these would show little.
 
-    The weights are large enough that every part has its say in the logits, or comparing these would show little.
+    All tokens but printable characters get a logit of zero, which is never the largest: no text ends early, peers
+    without a tokenizer draw what a server may, and each token is a piece of text that a server has to send.
     """
-    config = preset(name).replace(**QUICK) if quick else preset(name)
+    config = preset(name)
+    if config.num_kda_layers:
+        config = config.replace(rms_norm_eps=1e-6)  # the only one that llama.cpp computes KDA's lengths with
+    elif quick:
+        config = config.replace(**QUICK)
     model = build(config.replace(initializer_range=1.25 * config.hidden_size**-0.5)).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        model.lm_head.weight[BYTES.eos_id] = 0.0
+        silent = torch.ones(config.vocab_size, dtype=torch.bool)
+        silent[BYTES.encode(string.printable)] = False
+        model.lm_head.weight[silent] = 0.0
         for buffer in model.buffers():
             if buffer.is_floating_point():  # the bias by which experts are chosen
                 buffer.copy_(0.1 * torch.randn(buffer.shape, generator=generator))

@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import torch
 from bandwidth import read_bandwidth, step_bytes
-from decode import QUICK, compare, start_llama
+from decode import compare, make_model, start_llama
 from decode_entries import (
     BYTES,
     PROMPT_IDS,
@@ -55,14 +55,13 @@ from serve_client import Server
 from small_runs import table
 from steps import machine, ratios
 
-from moonlet.config import ModelConfig, preset
+from moonlet.config import ModelConfig
 from moonlet.generate import SamplingParams, lay_out
 from moonlet.generate.batch import Engine
 from moonlet.generate.request import Request
 from moonlet.hub.read import read_model
 from moonlet.hub.write import write_model
 from moonlet.model.count import count
-from moonlet.model.init import build
 from moonlet.model.model import CausalLM
 from moonlet.ops.allocator import keep_freed_memory
 
@@ -88,25 +87,6 @@ class Peer:
     threads: int
     run: Callable[[int], float]
     first: Callable[[int], float] | None = None
-
-
-def make_model(name: str, quick: bool) -> CausalLM:
-    """Random weights; the tokens that no text of bytes has get a logit of zero, which is never the largest, so that no
-    text ends early and peers without a tokenizer draw what the server may."""
-    config = preset(name)
-    if config.num_kda_layers:
-        config = config.replace(rms_norm_eps=1e-6)  # the only one that llama.cpp computes KDA's lengths with
-    elif quick:
-        config = config.replace(**QUICK)
-    model = build(config.replace(initializer_range=1.25 * config.hidden_size**-0.5)).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        model.lm_head.weight[sorted(BYTES.specials.values())] = 0.0
-        model.lm_head.weight[BYTES.vocab_size :] = 0.0
-        for buffer in model.buffers():
-            if buffer.is_floating_point():  # the bias by which experts are chosen
-                buffer.copy_(0.1 * torch.randn(buffer.shape, generator=generator))
-    return model
 
 
 def write_forms(model: CausalLM, folder: Path) -> dict[str, Path]:

@@ -26,8 +26,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("serve") / "model"
-    config = serve.preset("k2-nano").replace(**serve.QUICK)
-    moonlet.save(moonlet.build(config), serve.BYTES, folder)
+    moonlet.save(serve.make_model("k2-nano", quick=True), serve.BYTES, folder)
     running = Server(folder, slots=4, threads=1)
     yield running
     running.close()
